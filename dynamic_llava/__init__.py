@@ -1,0 +1,32 @@
+"""Dynamic-LLaVA on stock transformers: public names, and registration with the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    LlavaProcessor,
+)
+
+from . import selection
+from .cache import SparseCache
+from .configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from .loading import register_key_renaming
+from .modeling_dynamic_llava import DynamicLlavaForConditionalGeneration, DynamicLlavaModel
+
+AutoConfig.register(DynamicLlavaConfig.model_type, DynamicLlavaConfig, exist_ok=True)
+AutoModelForImageTextToText.register(DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(DynamicLlavaConfig, LlavaProcessor, exist_ok=True)
+register_key_renaming(
+    DynamicLlavaConfig.model_type, DynamicLlavaForConditionalGeneration.__name__, DynamicLlavaModel.__name__
+)
+
+__all__ = [
+    "DynamicLlavaConfig",
+    "DynamicLlavaForConditionalGeneration",
+    "DynamicLlavaModel",
+    "SparseCache",
+    "SparsityConfig",
+    "selection",
+]

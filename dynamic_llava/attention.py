@@ -1,0 +1,159 @@
+"""MaskedSoftmax attention for training, and the masks of the sparse layers for inference.
+
+The sparse layers of a model with attention back end `X` run `masked_softmax_X`, registered here with transformers'
+`AttentionInterface`: stock `X` without `keep_mask`, MaskedSoftmax with it. With it, `attention_mask` is a bool mask
+`(B or 1, 1, N, N)`, true where key j is neither in the future of query i nor padding, and `keep_mask (B, N)` carries
+the gates.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
+
+from .functional import gate_weights, masked_softmax, off_diagonal, visible_columns
+
+MASKED_PREFIX = "masked_softmax_"
+
+
+class GateGradient(torch.autograd.Function):
+    """Identity on an attention output; its backward gives the gates their gradient (DESIGN, Eq. 7).
+
+    `dL/dm_j = sum_h sum_{i>j} w_ij (dO_i . v_j - dO_i . O_i)`, so that any kernel that computes the output under a
+    constant mask can be used in the forward.
+    """
+
+    @staticmethod
+    def forward(ctx, output, keep_mask, query, key, value, candidates, scaling, estimator):
+        ctx.save_for_backward(output, keep_mask, query, key, value, candidates)
+        ctx.scaling, ctx.estimator = scaling, estimator
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        output, keep_mask, query, key, value, candidates = ctx.saved_tensors
+        visible = visible_columns(keep_mask, candidates)
+        scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * ctx.scaling
+        lse = scores.masked_fill(~visible, float("-inf")).logsumexp(dim=-1, keepdim=True)
+        weights = gate_weights(scores, lse, visible, ctx.estimator)
+        value_gap = torch.matmul(grad.float(), value.float().transpose(2, 3))
+        value_gap = value_gap - (grad.float() * output.float()).sum(dim=-1, keepdim=True)
+        gate = (weights * value_gap).masked_fill(~off_diagonal(candidates), 0.0).sum(dim=(1, 2))
+        return grad, gate.to(keep_mask.dtype), None, None, None, None, None, None
+
+
+def masked_softmax_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    keep_mask: Tensor,
+    dropout: float = 0.0,
+    gate_estimator: str = "bounded",
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Reference: Eq. 7 on materialised float32 scores.
+
+    `query (B, H, N, d)`, `key` and `value (B, H_kv, N, d)` -> output `(B, N, H, d)` and weights `(B, H, N, N)`.
+    """
+    key = repeat_kv(key, module.num_key_value_groups)
+    value = repeat_kv(value, module.num_key_value_groups)
+    scores = torch.matmul(query, key.transpose(2, 3)).float() * scaling
+    weights = masked_softmax(scores, keep_mask, attention_mask, gate_estimator).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def masked_softmax_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    keep_mask: Tensor,
+    dropout: float = 0.0,
+    gate_estimator: str = "bounded",
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """As `masked_softmax_eager`, through `scaled_dot_product_attention`; the backward adds the gates' gradient."""
+    if dropout:
+        raise ValueError(f"masked_softmax_sdpa has no dropout (attention_dropout={dropout}); use attention 'eager'.")
+    key = repeat_kv(key, module.num_key_value_groups)
+    value = repeat_kv(value, module.num_key_value_groups)
+    mask = visible_columns(keep_mask, attention_mask)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    if keep_mask.requires_grad:
+        output = GateGradient.apply(
+            output,
+            keep_mask,
+            query.detach(),
+            key.detach(),
+            value.detach(),
+            attention_mask,
+            scaling,
+            gate_estimator,
+        )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def gated_implementation(implementation: str) -> str:
+    """Name of the attention of the sparse layers that goes with `implementation`; registered on first use."""
+    name = MASKED_PREFIX + implementation
+    if name not in ALL_ATTENTION_FUNCTIONS._global_mapping:
+        _register(implementation)
+    return name
+
+
+def _register(implementation: str) -> None:
+    """Register the attention of the sparse layers: MaskedSoftmax where there is a keep mask, the stock one elsewhere."""
+    masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_sdpa}.get(implementation)
+
+    def gated_attention(module, query, key, value, attention_mask, keep_mask=None, **kwargs):
+        if keep_mask is None:
+            stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            return stock(module, query, key, value, attention_mask, **kwargs)
+        if masked is None:
+            raise ValueError(
+                f"attn_implementation={implementation!r} cannot carry the keep mask of training; use 'sdpa' or 'eager'."
+            )
+        return masked(module, query, key, value, attention_mask, keep_mask=keep_mask, **kwargs)
+
+    AttentionInterface.register(MASKED_PREFIX + implementation, gated_attention)
+    # Without a mask function of the same name transformers passes no mask at all.
+    AttentionMaskInterface.register(MASKED_PREFIX + implementation, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+
+
+def backend_mask(visible: Tensor | None, query_length: int, implementation: str, like: Tensor) -> Tensor | None:
+    """A bool mask in the form that `implementation` takes: additive for eager, bool for sdpa.
+
+    Args:
+        visible: `(B, 1, Q, K)` bool; None means plain causal, or a single query that sees everything.
+        query_length: Q.
+        implementation: name of the attention back end.
+        like: tensor whose dtype and device the mask gets.
+
+    Raises:
+        ValueError: `implementation` takes no 4D mask.
+    """
+    if implementation == "sdpa" or (visible is None and query_length == 1):
+        return visible
+    if implementation != "eager":
+        raise ValueError(f"attn_implementation={implementation!r} cannot carry a 4D mask; use 'sdpa' or 'eager'.")
+    if visible is None:
+        visible = torch.ones(1, 1, query_length, query_length, dtype=torch.bool, device=like.device).tril()
+    return torch.where(visible, 0.0, torch.finfo(like.dtype).min).to(like.dtype)
+
+
+def causal_candidates(present: Tensor) -> Tensor:
+    """`present (B, N)` bool, false at padding -> `(B, 1, N, N)` bool: key j not in the future and present."""
+    size = present.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=present.device).tril()
+    return causal & present[:, None, None, :]

@@ -1,0 +1,152 @@
+"""SparseCache: dense layers below `sparse_layer`, slots with one shared table of cursors above.
+
+A token of a sparse layer is written at its row's cursor, attended to, and the cursor advances only where the token is
+kept: the next token then overwrites a dropped one. Nothing is concatenated, there is no loop over rows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from .slots import SlotTable
+
+
+class SparseLayer(CacheLayerMixin):
+    """Keys and values of one sparse layer in the slots of a shared `SlotTable`, `(B, H_kv, capacity, d)` each."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, table: SlotTable) -> None:
+        super().__init__()
+        self.table = table
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros(*key_states.shape[:2], 0, key_states.shape[-1])
+        self.values = value_states.new_zeros(*value_states.shape[:2], 0, value_states.shape[-1])
+        self.is_initialized = True
+
+    def _grow(self, tensor: Tensor) -> Tensor:
+        missing = self.table.capacity - tensor.shape[2]
+        if missing <= 0:
+            return tensor
+        grown = tensor.new_zeros(*tensor.shape[:2], self.table.capacity, tensor.shape[3])
+        grown[:, :, : tensor.shape[2]] = tensor
+        return grown
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write `(B, H_kv, n, d)` at the slots that the table has planned; return the readable slots."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = self._grow(self.keys), self._grow(self.values)
+        index = self.table.write_index[:, None, :, None].expand_as(key_states)
+        self.keys.scatter_(2, index, key_states)
+        self.values.scatter_(2, index, value_states)
+        if self.table.read_length == key_states.shape[2]:
+            # Nothing was there before: the new states are all there is, already contiguous.
+            return key_states, value_states
+        return self.keys[:, :, : self.table.read_length], self.values[:, :, : self.table.read_length]
+
+    def get_seq_length(self) -> int:
+        """Slots that may be in use, an upper bound over the rows."""
+        return self.table.length_bound
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.table.length_bound + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """The table moves the cursors back for all layers at once; slots are overwritten later."""
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.keys = self.keys.repeat_interleave(repeats, dim=0)
+            self.values = self.values.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.is_initialized:
+            self.keys, self.values = self.keys[indices], self.values[indices]
+
+
+class SparseCache(Cache):
+    """KV cache of Dynamic-LLaVA: everything below `sparse_layer`, kept tokens only from there on.
+
+    Changes from `DynamicCache`:
+        - layers from `sparse_layer` on store kept tokens in slots that grow by `block_size`;
+        - `get_seq_length()` is the number of tokens seen, dropped ones included;
+        - `kept_lengths`, `memory_bytes()`.
+
+    Args:
+        config: `DynamicLlavaConfig`.
+        block_size: slots added when the storage of the sparse layers is full.
+    """
+
+    def __init__(self, config, block_size: int = 64) -> None:
+        num_layers = config.text_config.num_hidden_layers
+        self.sparse_layer = config.sparsity.sparse_layer
+        self.table = SlotTable(block_size)
+        layers: list[CacheLayerMixin] = [DynamicLayer() for _ in range(self.sparse_layer)]
+        layers += [SparseLayer(self.table) for _ in range(num_layers - self.sparse_layer)]
+        super().__init__(layers=layers)
+
+    @property
+    def kept_lengths(self) -> Tensor:
+        """`(B,)` long: tokens stored by the sparse layers, padding not counted."""
+        return self.table.kept_lengths()
+
+    def memory_bytes(self) -> int:
+        """Bytes allocated for keys and values, unused slots included."""
+        tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+        return sum(t.untyped_storage().nbytes() for t in tensors)
+
+    def check_model(self, config, batch_size: int) -> None:
+        """Raise `ValueError` when the cache was made for another decoder or holds another number of rows."""
+        num_layers = config.text_config.num_hidden_layers
+        if (len(self.layers), self.sparse_layer) != (num_layers, config.sparsity.sparse_layer):
+            raise ValueError(
+                f"The SparseCache was made for {len(self.layers)} layers with sparse_layer={self.sparse_layer}, "
+                f"the model has {num_layers} with sparse_layer={config.sparsity.sparse_layer}; "
+                "make one with SparseCache(model.config)."
+            )
+        first = self.layers[0]
+        if first.is_initialized and first.keys.numel() and first.keys.shape[0] != batch_size:
+            raise ValueError(
+                f"The SparseCache holds {first.keys.shape[0]} rows, the call has {batch_size}; "
+                "pass a new SparseCache(model.config) or the rows it was made for."
+            )
+
+    def reset(self) -> None:
+        super().reset()
+        self.table.reset()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.table.map_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.table.map_rows(lambda tensor: tensor[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens seen, as if they had never been fed.
+
+        Raises:
+            ValueError: the tokens to forget reach into a prompt whose image tokens were dropped (their selection would
+                have been another one), or `tokens_to_remove` is positive.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes a negative number of tokens to remove, got {tokens_to_remove}.")
+        if tokens_to_remove < 0:
+            self.table.crop(self.get_seq_length() + tokens_to_remove)
+        super().crop(tokens_to_remove)

@@ -1,0 +1,135 @@
+"""Configuration: `SparsityConfig` (what is dropped, typed and validated) inside `DynamicLlavaConfig`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from transformers import LlavaConfig
+
+from .functional import check_estimator
+
+IMAGE_SELECTIONS = ("topk", "threshold")
+
+
+def check_keep_rate(name: str, value: float) -> float:
+    """Return `value` as a float, or raise `ValueError` when it is not a fraction kept in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"{name} is the fraction of tokens kept and must lie in (0, 1], got {value!r}.")
+    return float(value)
+
+
+def check_image_selection(value: str) -> str:
+    """Return `value`, or raise `ValueError` when it is not one of `IMAGE_SELECTIONS`."""
+    if value not in IMAGE_SELECTIONS:
+        raise ValueError(f"image_selection must be one of {', '.join(IMAGE_SELECTIONS)}, got {value!r}.")
+    return value
+
+
+@dataclass
+class SparsityConfig:
+    """What Dynamic-LLaVA drops, and how it learns to.
+
+    Args:
+        sparse_layer: number of dense decoder layers in front, index of the first sparse one (paper: l = 2).
+        image_keep_rate: fraction of image tokens kept, in (0, 1].
+        output_keep_rate: fraction of output tokens kept, in (0, 1].
+        image_predictor: whether image tokens are dropped.
+        output_predictor: whether output tokens are dropped.
+        image_selection: `topk` keeps `int(n * image_keep_rate)` tokens, `threshold` those more likely kept (Eq. 5).
+        predictor_dim: width of both predictors.
+        predictor_num_heads, predictor_ffn_dim, predictor_num_layers: the ViT blocks of the image predictor.
+        budget_weight: weight of the two budget losses beside the LM loss.
+        min_output_length: answers shorter than this are kept whole in training.
+        gate_estimator: gradient of the gates of dropped columns, `bounded` or `exact` (`functional.gate_weights`).
+
+    Raises:
+        ValueError: a value out of range, named with the values allowed.
+    """
+
+    sparse_layer: int = 2
+    image_keep_rate: float = 0.2
+    output_keep_rate: float = 0.5
+    image_predictor: bool = True
+    output_predictor: bool = True
+    image_selection: str = "topk"
+    predictor_dim: int = 512
+    predictor_num_heads: int = 8
+    predictor_ffn_dim: int = 2048
+    predictor_num_layers: int = 2
+    budget_weight: float = 100.0
+    min_output_length: int = 50
+    gate_estimator: str = "bounded"
+
+    def __post_init__(self) -> None:
+        self.image_keep_rate = check_keep_rate("image_keep_rate", self.image_keep_rate)
+        self.output_keep_rate = check_keep_rate("output_keep_rate", self.output_keep_rate)
+        check_image_selection(self.image_selection)
+        check_estimator(self.gate_estimator)
+        for name in ("sparse_layer", "predictor_dim", "predictor_num_heads", "predictor_ffn_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.predictor_dim % 8 or self.predictor_dim % self.predictor_num_heads:
+            raise ValueError(
+                f"predictor_dim must be a multiple of 8 and of predictor_num_heads={self.predictor_num_heads}, "
+                f"got {self.predictor_dim}."
+            )
+        for name in ("predictor_num_layers", "min_output_length", "budget_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SparsityConfig:
+        """Build from plain values; an unknown key is a `ValueError` that offers the nearest names."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or known
+                raise ValueError(f"Unknown sparsity key {key!r}. Did you mean {', '.join(near)}?")
+        return cls(**values)
+
+    def check_decoder(self, num_layers: int) -> None:
+        """Raise `ValueError` unless `sparse_layer` leaves a dense and a sparse part of `num_layers` layers."""
+        if not 1 <= self.sparse_layer < num_layers:
+            raise ValueError(
+                f"sparse_layer={self.sparse_layer} is outside the decoder of {num_layers} layers; "
+                f"use 1 to {num_layers - 1}."
+            )
+
+
+class DynamicLlavaConfig(LlavaConfig):
+    """`LlavaConfig` with a `sparsity` section.
+
+    Changes from `LlavaConfig`:
+        - `sparsity`: `SparsityConfig` or its dict; None means the paper's values.
+        - `from_pretrained` also takes a stock LLaVA-1.5 folder.
+    """
+
+    model_type = "dynamic_llava"
+
+    sparsity: dict | SparsityConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.sparsity, SparsityConfig):
+            self.sparsity = SparsityConfig.from_dict(self.sparsity or {})
+        super().__post_init__(**kwargs)
+        if self.text_config.model_type != "llama":
+            raise ValueError(
+                f"Dynamic-LLaVA needs a Llama decoder (LLaVA-1.5), got text_config.model_type="
+                f"{self.text_config.model_type!r}."
+            )
+        self.sparsity.check_decoder(self.text_config.num_hidden_layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        output = super().to_dict()
+        output["sparsity"] = asdict(self.sparsity)
+        return output
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As `LlavaConfig.from_dict`; a stock LLaVA configuration is taken with the paper's sparsity."""
+        if config_dict.get("model_type") == LlavaConfig.model_type:
+            config_dict = {**config_dict, "model_type": cls.model_type}
+        return super().from_dict(config_dict, **kwargs)

@@ -1,0 +1,181 @@
+"""Which tokens the sparse layers still see: Gumbel draws in training, predictions in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import functional
+from .configuration_dynamic_llava import SparsityConfig, check_image_selection, check_keep_rate
+
+# Rivals of the learned predictors, by name; the packages under `selection` add theirs.
+#   image:  (hidden (B, N_image, D), valid (B, N_image) bool) -> scores (B, N_image), higher = keep
+#   output: (hidden (..., D), keep_rate) -> keep mask (...) bool
+IMAGE_SELECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+OUTPUT_SELECTORS: dict[str, Callable[[Tensor, float], Tensor]] = {}
+PREDICTOR = "predictor"
+
+
+@dataclass
+class TokenSpans:
+    """Tokens of a call by kind, `(B, N)` bool each.
+
+    `present` is false at padding; `image` and `output` are None where the call has none. `generated` tells that
+    `output` was written by `generate` without a cache, so that dropped tokens leave the sequence.
+    """
+
+    present: Tensor
+    has_padding: bool
+    image: Tensor | None = None
+    output: Tensor | None = None
+    generated: bool = False
+
+
+@dataclass
+class SparsityOptions:
+    """What one call drops: the configuration with the call's own arguments on top."""
+
+    image_keep_rate: float
+    output_keep_rate: float
+    image_selection: str
+    image_sparsity: bool
+    output_sparsity: bool
+    image_selector: str
+    output_selector: str
+    training: bool
+    gumbel_tau: float
+    min_output_length: int
+
+    @classmethod
+    def resolve(
+        cls,
+        sparsity: SparsityConfig,
+        *,
+        training: bool,
+        gumbel_tau: float = 1.0,
+        image_keep_rate: float | None = None,
+        image_selection: str | None = None,
+        image_selector: str = PREDICTOR,
+        output_selector: str = PREDICTOR,
+        output_sparsity: bool | None = None,
+    ) -> SparsityOptions:
+        """Check the call's arguments and fill the rest from `sparsity`.
+
+        Raises:
+            ValueError: a rate outside (0, 1], an unknown selection or selector.
+        """
+        rate = (
+            sparsity.image_keep_rate if image_keep_rate is None else check_keep_rate("image_keep_rate", image_keep_rate)
+        )
+        selection = sparsity.image_selection if image_selection is None else check_image_selection(image_selection)
+        for known, name in ((IMAGE_SELECTORS, image_selector), (OUTPUT_SELECTORS, output_selector)):
+            if name != PREDICTOR and name not in known:
+                raise ValueError(f"Unknown selector {name!r}; use one of {', '.join([PREDICTOR, *sorted(known)])}.")
+        return cls(
+            image_keep_rate=rate,
+            output_keep_rate=sparsity.output_keep_rate,
+            image_selection=selection,
+            image_sparsity=sparsity.image_predictor,
+            output_sparsity=sparsity.output_predictor if output_sparsity is None else bool(output_sparsity),
+            image_selector=image_selector,
+            output_selector=output_selector,
+            training=training,
+            gumbel_tau=gumbel_tau,
+            min_output_length=sparsity.min_output_length,
+        )
+
+
+@dataclass
+class Decision:
+    """What a call decided, by predictor.
+
+    Keep masks are `(B, N)`, 1 where that predictor keeps the token or does not judge it (float with gradients in
+    training, bool in inference); None where nothing was judged. Keep logits are `(B, N_image, 2)` and
+    `(B, N_output, 2)`, rows packed to the left.
+    """
+
+    image_keep_mask: Tensor | None = None
+    output_keep_mask: Tensor | None = None
+    image_keep_logits: Tensor | None = None
+    output_keep_logits: Tensor | None = None
+    image_budget_loss: Tensor | None = None
+    output_budget_loss: Tensor | None = None
+
+    def keep_mask(self, like: Tensor) -> Tensor:
+        """Product of both masks, `(B, N)` in the dtype of `like (B, N)`."""
+        keep = torch.ones_like(like)
+        for mask in (self.image_keep_mask, self.output_keep_mask):
+            if mask is not None:
+                keep = keep * mask.to(keep.dtype)
+        return keep
+
+
+def draw(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions) -> Decision:
+    """Training: hard Gumbel masks over image tokens and answers, and their budget losses (paper, Eq. 6, 9, 10).
+
+    Both predictors run in every call, also on a batch without images or answers, so that all ranks of a distributed
+    run do the same.
+    """
+    decision = Decision()
+    ones = torch.ones(hidden.shape[:2], device=hidden.device)
+    nothing = torch.zeros_like(spans.present)
+    if options.image_sparsity:
+        index, valid, _ = functional.pack_left(nothing if spans.image is None else spans.image)
+        logits = model.image_predictor(functional.gather_kept(hidden, index), valid)
+        noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
+        mask = functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
+        decision.image_keep_logits = logits
+        decision.image_keep_mask = functional.scatter_kept(mask, index, valid, ones)
+        decision.image_budget_loss = functional.budget_loss(mask, valid, options.image_keep_rate)
+    if options.output_sparsity:
+        index, valid, _ = functional.pack_left(nothing if spans.output is None else spans.output)
+        logits = model.output_predictor(functional.gather_kept(hidden, index))
+        noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
+        mask = functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
+        long_enough = valid.sum(dim=-1) >= options.min_output_length
+        decision.output_keep_logits = logits
+        decision.output_keep_mask = functional.scatter_kept(mask, index, valid & long_enough[:, None], ones)
+        decision.output_budget_loss = functional.budget_loss(mask, valid, options.output_keep_rate, long_enough)
+    return decision
+
+
+def decide(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions, judge_step: bool) -> Decision:
+    """Inference: top-k or threshold over the image tokens, keep iff `logit0 > logit1` for output tokens.
+
+    Args:
+        judge_step: the call is one generated token on a cache, which is judged whatever `spans.output` says.
+    """
+    decision = Decision()
+    everything = options.image_selection == "topk" and options.image_keep_rate == 1.0
+    if options.image_sparsity and spans.image is not None and not everything:
+        index, valid, _ = functional.pack_left(spans.image)
+        packed = functional.gather_kept(hidden, index)
+        keep, decision.image_keep_logits = _judge_images(model, packed, valid, options)
+        decision.image_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
+    if options.output_sparsity and judge_step:
+        decision.output_keep_mask, decision.output_keep_logits = _judge_outputs(model, hidden, options)
+    elif options.output_sparsity and spans.output is not None:
+        index, valid, _ = functional.pack_left(spans.output)
+        keep, decision.output_keep_logits = _judge_outputs(model, functional.gather_kept(hidden, index), options)
+        decision.output_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
+    return decision
+
+
+def _judge_images(model, hidden: Tensor, valid: Tensor, options: SparsityOptions) -> tuple[Tensor, Tensor | None]:
+    if options.image_selector != PREDICTOR:
+        scores = IMAGE_SELECTORS[options.image_selector](hidden, valid)
+        return functional.top_k_keep_mask(scores, valid, options.image_keep_rate), None
+    logits = model.image_predictor(hidden, valid)
+    if options.image_selection == "threshold":
+        return functional.threshold_keep_mask(logits, valid), logits
+    return functional.top_k_keep_mask(functional.keep_scores(logits), valid, options.image_keep_rate), logits
+
+
+def _judge_outputs(model, hidden: Tensor, options: SparsityOptions) -> tuple[Tensor, Tensor | None]:
+    if options.output_selector != PREDICTOR:
+        return OUTPUT_SELECTORS[options.output_selector](hidden, options.output_keep_rate), None
+    logits = model.output_predictor(hidden)
+    return logits[..., 0] > logits[..., 1], logits

@@ -1,0 +1,77 @@
+"""Loading: Hugging Face LLaVA-1.5 folders and ours, nothing re-initialised in silence."""
+
+from __future__ import annotations
+
+from safetensors import SafetensorError
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+PREDICTORS = ("image_predictor.", "output_predictor.")
+
+
+class DynamicLoadingMixin:
+    """Changes from `PreTrainedModel.from_pretrained`: only predictors may be missing, and that is said once."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load a Dynamic-LLaVA or LLaVA-1.5 checkpoint in Hugging Face layout.
+
+        Predictors that the checkpoint does not hold are new; a message says so.
+
+        Raises:
+            ValueError: a weight other than a predictor's is missing or unknown, or a file is damaged.
+        """
+        verbosity = logging.get_verbosity()
+        try:
+            # The generic report calls new predictors a warning of its own; the message below replaces it.
+            logging.set_verbosity_error()
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"A weight file of {pretrained_model_name_or_path} is damaged or cut off ({error}); "
+                "copy or download it again."
+            ) from error
+        finally:
+            logging.set_verbosity(verbosity)
+        _check_keys(str(pretrained_model_name_or_path), info)
+        return (model, info) if output_loading_info else model
+
+
+def _check_keys(source: str, info: dict) -> None:
+    missing = sorted(info["missing_keys"])
+    new = [key for key in missing if any(name in key for name in PREDICTORS)]
+    lost = [key for key in missing if key not in new]
+    unknown = sorted(info["unexpected_keys"])
+    if lost or unknown:
+        raise ValueError(
+            f"{source} does not hold a Dynamic-LLaVA or LLaVA-1.5 checkpoint in Hugging Face layout: "
+            f"missing {_some(lost)}; unknown {_some(unknown)}. "
+            "Check that the copy is whole and that its config.json belongs to it."
+        )
+    if new:
+        logger.warning(
+            f"{source} holds no {' and '.join(sorted({_predictor(key) for key in new}))}: new ones were initialised. "
+            "Train them (python -m dynamic_llava.train) before dropping tokens."
+        )
+
+
+def _predictor(key: str) -> str:
+    return next(name.rstrip(".") for name in PREDICTORS if name in key)
+
+
+def _some(keys: list[str], most: int = 8) -> str:
+    if not keys:
+        return "nothing"
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def register_key_renaming(model_type: str, class_name: str, base_class_name: str) -> None:
+    """Give our classes LLaVA's renaming of old checkpoint keys, which out-of-tree subclasses do not inherit."""
+    for name, stock in ((model_type, "llava"), (class_name, "llava"), (base_class_name, "LlavaModel")):
+        mapping = get_checkpoint_conversion_mapping(stock)
+        if mapping is not None:
+            register_checkpoint_conversion_mapping(name, mapping, overwrite=True)

@@ -1,0 +1,208 @@
+"""The decoder: dense prefix -> decide -> sparse suffix."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import backend_mask, causal_candidates, gated_implementation
+from .cache import SparseCache
+from .configuration_dynamic_llava import SparsityConfig
+from .decisions import Decision, SparsityOptions, TokenSpans, decide, draw
+from .functional import gather_kept, pack_left, scatter_kept, visible_columns
+from .predictors import ImagePredictor, OutputPredictor, PredictorLinear
+
+
+@dataclass
+class DynamicLlamaOutput(BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` with the call's `decision`."""
+
+    decision: Decision | None = None
+
+
+class DynamicLlamaModel(LlamaModel):
+    """Llama decoder whose layers from `sparse_layer` on see kept tokens only.
+
+    Changes from `LlamaModel`:
+        - `image_predictor` and `output_predictor` between layer `sparse_layer - 1` and `sparse_layer`;
+        - in training the sparse layers attend by MaskedSoftmax, in inference they run on the kept tokens;
+        - the cache is a `SparseCache`.
+    """
+
+    def __init__(self, config: LlamaConfig, sparsity: SparsityConfig) -> None:
+        super().__init__(config)
+        sparsity.check_decoder(config.num_hidden_layers)
+        self.sparsity = sparsity
+        self.image_predictor = ImagePredictor(config.hidden_size, sparsity)
+        self.output_predictor = OutputPredictor(config.hidden_size, sparsity)
+        # Attention reads its back end from its config; the sparse layers have one of their own that names the gated
+        # form of the decoder's back end. Set once and for all modes, so that a recomputed layer does the same.
+        self.sparse_config = copy.copy(config)
+        for layer in self.layers[sparsity.sparse_layer :]:
+            layer.self_attn.config = self.sparse_config
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module) -> None:
+        if isinstance(module, PredictorLinear):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        spans: TokenSpans,
+        options: SparsityOptions,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: SparseCache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> DynamicLlamaOutput:
+        """Run the decoder.
+
+        Args:
+            inputs_embeds: `(B, N, D)`, image features merged in.
+            spans: image and output tokens of this call.
+            options: what is dropped in this call.
+            attention_mask: `(B, seen + N)`, 0 at padding; None means no padding.
+            position_ids: `(B or 1, N)`; None counts the tokens of the mask, or those seen.
+            past_key_values: cache to continue and to write.
+
+        Returns:
+            `last_hidden_state (B, N, D)`, 0 at tokens that the sparse layers did not compute, and the decision.
+        """
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = _position_ids(inputs_embeds, attention_mask, seen)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            layer_idx=0,
+        )
+        kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
+        dense, sparse = self.layers[: self.sparsity.sparse_layer], self.layers[self.sparsity.sparse_layer :]
+        hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, **kwargs)
+        self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)
+        if options.training:
+            decision = draw(self, hidden, spans, options)
+            gates = {"keep_mask": decision.keep_mask(torch.ones(hidden.shape[:2], device=hidden.device))}
+            gates["gate_estimator"] = self.sparsity.gate_estimator
+            hidden = self._run(sparse, hidden, causal_candidates(spans.present), position_ids, **gates, **kwargs)
+        else:
+            judge_step = seen > 0 and hidden.shape[1] == 1
+            decision = decide(self, hidden, spans, options, judge_step)
+            if judge_step:
+                hidden = self._step(hidden, decision, position_ids, seen, **kwargs)
+            else:
+                hidden = self._kept(hidden, decision, spans, position_ids, causal_mask, seen, **kwargs)
+        return DynamicLlamaOutput(
+            last_hidden_state=self.norm(hidden), past_key_values=past_key_values, decision=decision
+        )
+
+    def _run(self, layers, hidden: Tensor, mask: Tensor | None, position_ids: Tensor, **kwargs) -> Tensor:
+        position_embeddings = self.rotary_emb(hidden, position_ids=position_ids)
+        for layer in layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return hidden
+
+    def _run_sparse(self, hidden: Tensor, visible: Tensor | None, position_ids: Tensor, **kwargs) -> Tensor:
+        mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden)
+        return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, position_ids, **kwargs)
+
+    def _step(self, hidden: Tensor, decision: Decision, position_ids: Tensor, seen: int, **kwargs) -> Tensor:
+        """One generated token per row on the cache: it sees the slots and itself, and stays only where it is kept."""
+        table = kwargs["past_key_values"].table
+        one = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        visible = table.plan(one, torch.full_like(one, seen, dtype=torch.long), padded=False)
+        hidden = self._run_sparse(hidden, visible, position_ids, **kwargs)
+        keep = one if decision.output_keep_mask is None else decision.output_keep_mask
+        table.commit(keep[:, 0].long(), most=1)
+        return hidden
+
+    def _kept(
+        self,
+        hidden: Tensor,
+        decision: Decision,
+        spans: TokenSpans,
+        position_ids: Tensor,
+        causal_mask: Tensor | None,
+        seen: int,
+        **kwargs,
+    ) -> Tensor:
+        """Several tokens per row: the sparse layers run on those that stay, at their original positions."""
+        cache: SparseCache | None = kwargs["past_key_values"]
+        stay, hidden_keys = _split(decision, spans)
+        if stay is None and hidden_keys is None and seen == 0:
+            # Nothing to drop: exactly the stock decoder, padding included.
+            if cache is not None:
+                columns = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+                cache.table.plan(spans.present, columns, padded=spans.has_padding)
+            sparse = self.layers[self.sparsity.sparse_layer :]
+            output = self._run(sparse, hidden, causal_mask, position_ids, **kwargs)
+            if cache is not None:
+                cache.table.commit_all(hidden.shape[1])
+            return output
+        index, valid, full = pack_left(spans.present if stay is None else stay)
+        packed = gather_kept(hidden, index)
+        positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
+        visible = None
+        if cache is not None:
+            visible = cache.table.plan(valid, index + seen, padded=False)
+            if full and seen == 0:
+                visible = None
+        elif hidden_keys is not None:
+            visible = visible_columns(~hidden_keys.gather(1, index), causal_candidates(valid))
+        elif not full:
+            visible = causal_candidates(valid) | torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+        output = self._run_sparse(packed, visible, positions, **kwargs)
+        if cache is not None:
+            cache.table.commit(valid.sum(dim=-1), most=index.shape[1])
+            if stay is not None:
+                cache.table.crop_floor = seen + hidden.shape[1]
+        return scatter_kept(output, index, valid, torch.zeros_like(hidden))
+
+
+def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens stay in the sequence, and which of these only themselves may see; None where all, or none.
+
+    Dropped image tokens leave. Dropped output tokens leave in generation without a cache, but for the last one, which
+    has the next token to say; in scoring each has, so that they stay as queries and hide as keys.
+    """
+    stay, hidden_keys = decision.image_keep_mask, None
+    if decision.output_keep_mask is not None:
+        if spans.generated:
+            output = decision.output_keep_mask.clone()
+            output[:, -1] = True
+            stay = output if stay is None else stay & output
+        else:
+            hidden_keys = ~decision.output_keep_mask
+    return (None if stay is None else stay & spans.present), hidden_keys
+
+
+def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int) -> Tensor:
+    """Number of present tokens in front of each token, `(B or 1, N)`."""
+    length = inputs_embeds.shape[1]
+    if attention_mask is None:
+        return torch.arange(seen, seen + length, device=inputs_embeds.device)[None]
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]

@@ -1,0 +1,335 @@
+"""Dynamic-LLaVA: LLaVA-1.5 on the sparse decoder, with its loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaModelOutputWithPast,
+    LlavaMultiModalProjector,
+    LlavaPreTrainedModel,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .cache import SparseCache
+from .configuration_dynamic_llava import DynamicLlavaConfig
+from .decisions import Decision, SparsityOptions, TokenSpans
+from .generation import DynamicGenerationMixin
+from .loading import DynamicLoadingMixin
+from .modeling_dynamic_llama import DynamicLlamaModel
+from .token_spans import IGNORE_INDEX, answer_token_mask, generated_token_mask, image_token_mask
+
+
+@dataclass
+class DynamicLlavaModelOutput(LlavaModelOutputWithPast):
+    """`LlavaModelOutputWithPast` with the call's `decision`."""
+
+    decision: Decision | None = None
+
+
+@dataclass
+class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
+    """Output of `DynamicLlavaForConditionalGeneration`.
+
+    Changes from `LlavaCausalLMOutputWithPast`:
+        lm_loss: scalar, next-token loss alone; `loss` adds the weighted budgets in training.
+        image_budget_loss, output_budget_loss: scalars, unweighted, in training.
+        image_keep_mask, output_keep_mask: `(B, N)`, 1 where that predictor keeps the token or does not judge it;
+            None where it judged nothing in this call.
+        image_keep_logits: `(B, N_image, 2)`, output_keep_logits: `(B, N_output, 2)`, rows packed to the left, index 0
+            means keep.
+
+    `logits` are those of a zero hidden state at image tokens that were dropped.
+    """
+
+    lm_loss: Tensor | None = None
+    image_budget_loss: Tensor | None = None
+    output_budget_loss: Tensor | None = None
+    image_keep_mask: Tensor | None = None
+    output_keep_mask: Tensor | None = None
+    image_keep_logits: Tensor | None = None
+    output_keep_logits: Tensor | None = None
+
+
+class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
+    """Base of the classes below: their configuration, and what their decoder can do."""
+
+    config_class = DynamicLlavaConfig
+    config: DynamicLlavaConfig
+    # Packing kept tokens reads one number per prefill back from the device.
+    _can_compile_fullgraph = False
+    _supports_flex_attn = False
+
+
+class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
+    """Tower, projector and sparse decoder.
+
+    Changes from `LlavaModel`:
+        - the decoder is a `DynamicLlamaModel`;
+        - `forward` finds the image and output tokens and passes on what the call drops.
+    """
+
+    def __init__(self, config: DynamicLlavaConfig) -> None:
+        # Not LlavaModel's own __init__: it would build a stock decoder first, 26 GB of it for a 7B in fp32.
+        LlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.language_model = DynamicLlamaModel(config.text_config, config.sparsity)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        prompt_length: int | None = None,
+        options: SparsityOptions | None = None,
+        **kwargs,
+    ) -> DynamicLlavaModelOutput:
+        """As `LlavaModel.forward`; for `labels`, `prompt_length` see `DynamicLlavaForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        if pixel_values is not None and mm_encoder_outputs:
+            raise ValueError("Pass pixel_values or mm_encoder_outputs, not both.")
+        if options is None:
+            options = SparsityOptions.resolve(self.config.sparsity, training=False)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            encoded = self.get_image_features(
+                pixel_values=pixel_values,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                image_sizes=image_sizes,
+                return_dict=True,
+            )
+            mm_encoder_outputs = {"image": encoded}
+        image_mask = image_features = None
+        if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
+            image_features = torch.cat(list(mm_encoder_outputs["image"].pooler_output), dim=0)
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            placeholder = self.get_placeholder_mask(input_ids, inputs_embeds, image_features[None])
+            inputs_embeds = inputs_embeds.masked_scatter(placeholder, image_features)
+            image_mask = placeholder[..., 0]
+        elif input_ids is not None and input_ids.shape[1] > 1:
+            self._require_no_image_tokens(input_ids)
+        seen = self._check_cache(past_key_values, inputs_embeds.shape[0])
+        if use_cache and past_key_values is None:
+            past_key_values = SparseCache(self.config)
+        spans = _token_spans(inputs_embeds, attention_mask, seen, image_mask, labels, prompt_length)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            spans=spans,
+            options=options,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return DynamicLlavaModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+            decision=outputs.decision,
+        )
+
+    def _require_no_image_tokens(self, input_ids: Tensor) -> None:
+        number = int(image_token_mask(input_ids, self.config.image_token_id).sum())
+        if number:
+            raise ValueError(
+                f"input_ids hold {number} image tokens (id {self.config.image_token_id}) but no pixel_values were "
+                "passed; pass the processor's pixel_values, or remove <image> from the prompt."
+            )
+
+    def _check_cache(self, cache: Cache | None, batch_size: int) -> int:
+        """Tokens seen by `cache`; `ValueError` when it is not a `SparseCache` for this model and batch."""
+        if cache is None:
+            return 0
+        if not isinstance(cache, SparseCache):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
+                "pass dynamic_llava.SparseCache(model.config), or nothing."
+            )
+        cache.check_model(self.config, batch_size)
+        return cache.get_seq_length()
+
+
+class DynamicLlavaForConditionalGeneration(
+    DynamicGenerationMixin, DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaForConditionalGeneration
+):
+    """LLaVA-1.5 that drops image and output tokens from its sparse layers (arXiv 2412.00876).
+
+    Changes from `LlavaForConditionalGeneration`:
+        - the decoder is a `DynamicLlamaModel`, its cache a `SparseCache`;
+        - training draws keep masks and adds their budget losses; see `forward`;
+        - `from_pretrained` also takes stock LLaVA-1.5 folders, with new predictors.
+    """
+
+    def __init__(self, config: DynamicLlavaConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = DynamicLlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        image_sizes: Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        use_cache: bool | None = None,
+        gumbel_tau: float = 1.0,
+        image_keep_rate: float | None = None,
+        image_selection: str | None = None,
+        image_selector: str = "predictor",
+        output_selector: str = "predictor",
+        output_sparsity: bool | None = None,
+        prompt_length: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> DynamicLlavaOutput:
+        """Run the model.
+
+        In training mode with labels, keep masks are drawn and the loss holds the budgets. Otherwise decisions are those
+        of inference; with labels, one forward scores the last answer as token-by-token cached decoding would.
+
+        Args:
+            input_ids: `(B, N)` long, each image as its run of image tokens.
+            pixel_values: `(num_images, 3, H, W)`, images in the order of their tokens.
+            attention_mask: `(B, seen + N)`, 0 at padding on either side.
+            labels: `(B, N)` long, -100 where ignored. The output tokens of a row are those after its last -100.
+            gumbel_tau: temperature of the draw in training.
+            image_keep_rate: fraction of image tokens kept in this call, in (0, 1]; None takes the configuration's.
+            image_selection: `topk` or `threshold` in this call.
+            image_selector, output_selector: `predictor`, or the name of a rival such as `random`.
+            output_sparsity: False keeps all output tokens in this call.
+            prompt_length: columns from here on were generated (decoding without a cache).
+            num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
+
+        Returns:
+            `DynamicLlavaOutput`.
+
+        Raises:
+            ValueError: image tokens and images that do not match, a cache of another kind, model or batch, an
+                attention mask of another length, a rate outside (0, 1].
+        """
+        training = self.training and labels is not None
+        if labels is not None:
+            if past_key_values is not None:
+                raise ValueError("labels are scored in one forward without a cache; pass labels or past_key_values.")
+            use_cache = False
+        options = SparsityOptions.resolve(
+            self.config.sparsity,
+            training=training,
+            gumbel_tau=gumbel_tau,
+            image_keep_rate=image_keep_rate,
+            image_selection=image_selection,
+            image_selector=image_selector,
+            output_selector=output_selector,
+            output_sparsity=output_sparsity,
+        )
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            image_sizes=image_sizes,
+            mm_encoder_outputs=mm_encoder_outputs,
+            use_cache=self.config.text_config.use_cache if use_cache is None else use_cache,
+            labels=labels,
+            prompt_length=prompt_length,
+            options=options,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        decision = outputs.decision
+        loss = lm_loss = None
+        if labels is not None:
+            loss = lm_loss = self._lm_loss(logits, labels, num_items_in_batch)
+            for budget in (decision.image_budget_loss, decision.output_budget_loss):
+                if budget is not None:
+                    loss = loss + self.config.sparsity.budget_weight * budget
+        return DynamicLlavaOutput(
+            loss=loss,
+            lm_loss=lm_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            **vars(decision),
+        )
+
+    def _lm_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        if num_items_in_batch is None:
+            # Counted here, so that a batch without an answer gives 0 and not 0 / 0.
+            num_items_in_batch = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
+        return self.loss_function(
+            logits=logits,
+            labels=labels,
+            vocab_size=self.config.text_config.vocab_size,
+            num_items_in_batch=num_items_in_batch,
+        )
+
+
+def _token_spans(
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    seen: int,
+    image_mask: Tensor | None,
+    labels: Tensor | None,
+    prompt_length: int | None,
+) -> TokenSpans:
+    batch_size, length = inputs_embeds.shape[:2]
+    present = torch.ones(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
+    has_padding = False
+    if attention_mask is not None:
+        if attention_mask.shape != (batch_size, seen + length):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but {seen} tokens are cached and {length} "
+                f"are passed for {batch_size} rows; pass one of shape {(batch_size, seen + length)}, 0 at padding."
+            )
+        if length > 1:
+            present = attention_mask[:, -length:].bool()
+            has_padding = not bool(present.all())
+    output = None
+    if labels is not None:
+        output = answer_token_mask(labels, present)
+    elif prompt_length is not None and prompt_length < length:
+        output = generated_token_mask((batch_size, length), prompt_length, present.device)
+    return TokenSpans(
+        present=present, has_padding=has_padding, image=image_mask, output=output, generated=labels is None
+    )

@@ -1,0 +1,123 @@
+"""SlotTable: which slots of the sparse layers hold what. Shared by all layers from `sparse_layer` on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class SlotTable:
+    """Cursors and validity of the slots.
+
+    Attributes:
+        cursor: `(B,)` long, next slot of each row.
+        valid: `(B, capacity)` bool, false at slots that hold padding.
+        column: `(B, capacity)` long, which token seen (0 = first) a slot holds.
+        length_bound: host-side upper bound of the cursors.
+        write_index: `(B, n)` slots of the tokens being written.
+        read_length: slots that the call in progress reads.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {block_size}.")
+        self.block_size = block_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as freshly made."""
+        self.capacity = self.length_bound = self.read_length = 0
+        self.cursor: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.column: Tensor | None = None
+        self.write_index: Tensor | None = None
+        self.has_padding = False
+        # Columns below this belong to calls whose image tokens were dropped: they cannot be cropped into.
+        self.crop_floor = 0
+
+    def _start(self, batch_size: int, device: torch.device) -> None:
+        self.cursor = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.valid = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
+        self.column = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
+
+    def _reserve(self, number: int) -> None:
+        """Make room for `number` more slots; the bound is tightened where that is free or saves a growth."""
+        on_host = self.cursor.device.type == "cpu"
+        if on_host or self.length_bound + number > self.capacity:
+            self.length_bound = int(self.cursor.max())
+        needed = self.length_bound + number
+        if needed > self.capacity:
+            self.capacity = -(-needed // self.block_size) * self.block_size
+            missing = self.capacity - self.valid.shape[1]
+            self.valid = torch.nn.functional.pad(self.valid, (0, missing))
+            self.column = torch.nn.functional.pad(self.column, (0, missing))
+
+    def plan(self, valid: Tensor, column: Tensor, padded: bool) -> Tensor | None:
+        """Choose the slots of a call's tokens and say what each of them sees.
+
+        Args:
+            valid: `(B, n)` bool, false at padding.
+            column: `(B, n)` long, index of each token among all tokens seen.
+            padded: whether `valid` may hold a false entry.
+
+        Returns:
+            `(B, 1, n, read_length)` bool, true where a query sees a slot; None where each sees all (one row, one
+            token, no padding).
+        """
+        batch_size, number = valid.shape
+        if self.cursor is None:
+            self._start(batch_size, valid.device)
+        self.has_padding |= padded
+        self._reserve(number)
+        steps = torch.arange(number, device=valid.device)
+        self.write_index = self.cursor[:, None] + steps
+        self.read_length = self.length_bound + number
+        self.valid.scatter_(1, self.write_index, valid)
+        self.column.scatter_(1, self.write_index, column)
+        exact = self.cursor.device.type == "cpu" and batch_size == 1
+        if exact and number == 1 and not self.has_padding:
+            return None
+        slots = torch.arange(self.read_length, device=valid.device)
+        own = self.write_index[:, None, :, None]
+        # The diagonal keeps the row of a padding query from being empty.
+        return ((slots <= own) & self.valid[:, None, None, : self.read_length]) | (slots == own)
+
+    def commit(self, advance: Tensor, most: int) -> None:
+        """Move the cursors on by `advance (B,)`, each at most `most`."""
+        self.cursor = self.cursor + advance
+        self.length_bound += most
+
+    def commit_all(self, number: int) -> None:
+        """Move every cursor on by `number`."""
+        self.commit(torch.full_like(self.cursor, number), most=number)
+
+    def kept_lengths(self) -> Tensor:
+        """`(B,)` long: stored tokens of each row, padding not counted."""
+        if self.cursor is None:
+            return torch.zeros(0, dtype=torch.long)
+        slots = torch.arange(self.capacity, device=self.cursor.device)
+        return (self.valid & (slots < self.cursor[:, None])).sum(dim=-1)
+
+    def kept_columns(self, row: int) -> Tensor:
+        """`(K,)` long: which of the tokens seen row `row` has stored."""
+        slots = torch.arange(self.capacity, device=self.cursor.device)
+        return self.column[row, self.valid[row] & (slots < self.cursor[row])]
+
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace the rows of the table by `function` of them (reorder, repeat, select)."""
+        if self.cursor is not None:
+            self.cursor, self.valid, self.column = map(function, (self.cursor, self.valid, self.column))
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from column `length` on."""
+        if length < self.crop_floor:
+            raise ValueError(
+                f"crop to {length} tokens reaches into a prompt of {self.crop_floor} tokens whose image tokens were "
+                "dropped: their selection would change. Crop less, or reset the cache and feed the shorter prompt."
+            )
+        if self.cursor is not None:
+            slots = torch.arange(self.capacity, device=self.cursor.device)
+            stored = slots < self.cursor[:, None]
+            self.cursor = (stored & (self.column < length)).sum(dim=-1)
