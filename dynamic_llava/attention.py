@@ -113,7 +113,7 @@ def gated_implementation(implementation: str) -> str:
 
 
 def _register(implementation: str) -> None:
-    """Register the attention of the sparse layers: MaskedSoftmax where there is a keep mask, the stock one elsewhere."""
+    """Register the attention of the sparse layers: MaskedSoftmax with a keep mask, the stock one without."""
     masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_sdpa}.get(implementation)
 
     def gated_attention(module, query, key, value, attention_mask, keep_mask=None, **kwargs):

@@ -129,7 +129,15 @@ class DynamicLlavaConfig(LlavaConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As `LlavaConfig.from_dict`; a stock LLaVA configuration is taken with the paper's sparsity."""
+        """As `LlavaConfig.from_dict`; a stock LLaVA configuration is taken with the paper's sparsity.
+
+        `sparsity`, a `SparsityConfig` or a dict of some of its keys, goes on top of what `config_dict` holds.
+        """
         if config_dict.get("model_type") == LlavaConfig.model_type:
             config_dict = {**config_dict, "model_type": cls.model_type}
+        changes = kwargs.pop("sparsity", None)
+        if isinstance(changes, SparsityConfig):
+            config_dict = {**config_dict, "sparsity": asdict(changes)}
+        elif changes:
+            config_dict = {**config_dict, "sparsity": {**(config_dict.get("sparsity") or {}), **changes}}
         return super().from_dict(config_dict, **kwargs)

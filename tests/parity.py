@@ -83,10 +83,7 @@ def load_model(override: dict | None = None, **sparsity_changes) -> DynamicLlava
     sparse = {**published["sparse_config"], **(override or {})}
     text = {
         key: published[key]
-        for key in (
-            "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
-            "rms_norm_eps max_position_embeddings rope_theta hidden_act pad_token_id bos_token_id eos_token_id"
-        ).split()
+        for key in published.keys() & set(LlamaConfig().to_dict()) - {"model_type", "architectures", "rope_scaling"}
     }
     values = {
         "sparse_layer": sparse["sparse_layer"],

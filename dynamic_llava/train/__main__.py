@@ -1,0 +1,49 @@
+"""`python -m dynamic_llava.train --config configs/train/shapes.yaml key=value ...`: the sparsification stage."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .arguments import StageConfig, load_config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, save, and report where the configuration asks for it. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file, see configs/train/")
+    parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
+    parsed = parser.parse_args(arguments)
+    try:
+        config = load_config(parsed.config, parsed.overrides)
+        run(config)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: StageConfig) -> None:
+    """The whole stage: data where it is embedded, training, checkpoint, report."""
+    from . import stage
+
+    if config.data.shapes is not None:
+        from ..data.shapes import build_shapes
+
+        build_shapes(config.data.image_folder, **config.data.shapes)
+    stage.train(config)
+    if config.data.report:
+        from ..eval.report import write_report
+
+        run_folder = Path(config.training.output_dir)
+        write_report(
+            run=run_folder,
+            base=config.model.base_model,
+            data_root=config.data.image_folder,
+            output=run_folder / "report",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Typed arguments of the sparsification stage: a YAML file below `key=value` on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..configuration_dynamic_llava import SparsityConfig
+
+RESOLVED_CONFIG = "train_config.yaml"
+
+
+@dataclass
+class ModelArguments:
+    """Which checkpoint is made sparse, and which of its parts learn."""
+
+    base_model: str = field(metadata={"help": "LLaVA-1.5 or Dynamic-LLaVA checkpoint, folder or hub name."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "Attention back end: sdpa or eager."})
+    train_projector: bool = field(
+        default=False, metadata={"help": "Train the projector too, as the published code; the paper freezes it."}
+    )
+    train_decoder: bool = field(default=True, metadata={"help": "False trains the predictors alone."})
+
+
+@dataclass
+class DataArguments:
+    """Where the conversations and pictures are."""
+
+    train_file: str = field(metadata={"help": "LLaVA conversation JSON."})
+    image_folder: str = field(metadata={"help": "Folder that the image paths of train_file are relative to."})
+    max_length: int = field(default=2048, metadata={"help": "Tokens per sample, image tokens included."})
+    image_aspect_ratio: str = field(default="pad", metadata={"help": "pad to a square, as LLaVA-1.5, or keep."})
+    on_bad_sample: str = field(default="error", metadata={"help": "error, or skip and count."})
+    shapes: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of build_shapes: make the embedded data in image_folder first."}
+    )
+    report: bool = field(default=False, metadata={"help": "Evaluate on the embedded data and write the report at the end."})
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """`TrainingArguments` with what the sparsification stage adds."""
+
+    output_dir: str = field(default="runs/stage", metadata={"help": "Folder of the run."})
+    predictor_learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of both predictors."})
+    gumbel_tau_start: float = field(default=1.0, metadata={"help": "Gumbel temperature at the first step."})
+    gumbel_tau_end: float = field(default=0.1, metadata={"help": "Gumbel temperature at the last step."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, or none."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gumbel_tau_start", "gumbel_tau_end", "predictor_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+
+
+GROUPS = (ModelArguments, SparsityConfig, DataArguments, StageArguments)
+
+
+@dataclass
+class StageConfig:
+    """The resolved configuration of a run."""
+
+    model: ModelArguments
+    sparsity: SparsityConfig
+    data: DataArguments
+    training: StageArguments
+    values: dict[str, Any]
+
+    def save(self, folder: str | Path) -> None:
+        """Write what was given, file and command line together, so that the run can be started again from it."""
+        path = Path(folder) / RESOLVED_CONFIG
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.values, sort_keys=True, allow_unicode=True))
+
+
+def known_keys() -> list[str]:
+    """All keys that a configuration may set."""
+    return sorted({item.name for group in GROUPS for item in dataclasses.fields(group) if item.init})
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key=value` -> key and value, read as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"Cannot read {text!r}; overrides look like learning_rate=1e-4.")
+    return key.strip().removeprefix("--"), yaml.safe_load(value)
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> StageConfig:
+    """Read a YAML file with `key=value` overrides on top.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is not a mapping, an unknown key (with the nearest names), a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No training configuration at {path}; see configs/train/.")
+    values = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, got a {type(values).__name__}.")
+    values.update(parse_override(text) for text in overrides)
+    return resolve(values, str(path))
+
+
+def resolve(values: dict[str, Any], source: str) -> StageConfig:
+    """Check `values` and turn them into typed arguments."""
+    known = known_keys()
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
+            hint = f"Did you mean {', '.join(near)}?" if near else "See dynamic_llava/train/arguments.py."
+            raise ValueError(f"Unknown key {key!r} in {source}. {hint}")
+    parser = HfArgumentParser(GROUPS, exit_on_error=False)
+    parser.error = _raise
+    model, sparsity, data, training = parser.parse_args_into_dataclasses(_as_arguments(values))
+    if isinstance(data.shapes, str):
+        data.shapes = json.loads(data.shapes)
+    return StageConfig(model, sparsity, data, training, values)
+
+
+def _raise(message: str) -> None:
+    raise ValueError(f"Training configuration: {message}")
+
+
+def _as_arguments(values: dict[str, Any]) -> list[str]:
+    """Values as command-line words: argparse then gives every key its type (YAML reads 5e-6 as a string)."""
+    words = []
+    for key, value in values.items():
+        if value is None:
+            continue
+        words.append(f"--{key}")
+        if isinstance(value, (list, tuple)):
+            words += [str(item) for item in value]
+        elif isinstance(value, dict):
+            words.append(json.dumps(value))
+        else:
+            words.append(str(value))
+    return words

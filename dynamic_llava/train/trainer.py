@@ -1,0 +1,138 @@
+"""`Trainer` of the sparsification stage: temperature per step, two learning rates, budgets and keep rates in the log."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+from .schedules import gumbel_tau
+
+PREDICTOR_NAMES = ("image_predictor", "output_predictor")
+
+
+class StageTrainer(Trainer):
+    """Changes from `Trainer`:
+    - every forward gets the step's `gumbel_tau`;
+    - predictors are a parameter group with `predictor_learning_rate`;
+    - the budgets, means over the rows of a micro-batch, are divided by the accumulation steps, as the LM loss already is;
+    - the log holds LM loss, both budgets, realised keep rates, temperature and both learning rates.
+    """
+
+    # The LM loss is divided by the tokens of the whole accumulated batch and the budgets by its steps, in compute_loss.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
+        self._sums: dict[str, torch.Tensor | float] = defaultdict(float)
+        self._micro_steps = 0
+
+    def current_tau(self) -> float:
+        """Gumbel temperature of the optimizer step in progress."""
+        progress = self.state.global_step / max(self.state.max_steps - 1, 1)
+        return gumbel_tau(progress, self.args.gumbel_tau_start, self.args.gumbel_tau_end)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or `--optim`) over decoder and predictors, each with its own learning rate."""
+        if self.optimizer is None:
+            groups = parameter_groups(model or self.model, self.args)
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **kwargs)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """LM loss over the accumulated batch's tokens + `budget_weight` * budgets over its rows."""
+        outputs = model(**inputs, gumbel_tau=self.current_tau(), num_items_in_batch=num_items_in_batch)
+        weight = self.accelerator.unwrap_model(model).config.sparsity.budget_weight
+        steps = self.current_gradient_accumulation_steps
+        lm_loss = outputs.lm_loss if num_items_in_batch is not None else outputs.lm_loss / steps
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # Tokens were counted over all ranks, and DDP averages over them.
+            lm_loss = lm_loss * self.accelerator.num_processes
+        loss = lm_loss
+        for budget in (outputs.image_budget_loss, outputs.output_budget_loss):
+            if budget is not None:
+                loss = loss + weight * budget / steps
+        self._record(inputs, outputs, lm_loss, steps)
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(self, inputs, outputs, lm_loss, steps: int) -> None:
+        self._micro_steps += 1
+        values = {"lm_loss": lm_loss * steps}
+        values |= {
+            key: outputs[key] for key in ("image_budget_loss", "output_budget_loss") if outputs.get(key) is not None
+        }
+        for key, value in values.items():
+            self._sums[key] += value.detach().float()
+        for name in ("image", "output"):
+            mask, logits = outputs.get(f"{name}_keep_mask"), outputs.get(f"{name}_keep_logits")
+            if mask is not None and logits is not None:
+                judged = _judged(name, inputs, self.model.config, outputs)
+                self._sums[f"{name}_kept"] += (mask.detach() * judged).sum()
+                self._sums[f"{name}_judged"] += judged.sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last log."""
+        if "loss" in logs and self._micro_steps:
+            sums = {key: float(value) for key, value in self._sums.items()}
+            for name in ("image", "output"):
+                judged, kept = sums.pop(f"{name}_judged", 0.0), sums.pop(f"{name}_kept", 0.0)
+                if judged:
+                    logs[f"{name}_keep_rate"] = kept / judged
+            logs |= {key: value / self._micro_steps for key, value in sums.items()}
+            logs["gumbel_tau"] = self.current_tau()
+            logs["predictor_learning_rate"] = self.optimizer.param_groups[-1]["lr"]
+            self._sums.clear()
+            self._micro_steps = 0
+        super().log(logs, start_time)
+
+
+def _judged(name: str, inputs: dict, config, outputs) -> torch.Tensor:
+    """`(B, N)` bool: tokens whose fate the predictor decided in this batch."""
+    from ..token_spans import answer_token_mask, image_token_mask
+
+    if name == "image":
+        return image_token_mask(inputs["input_ids"], config.image_token_id)
+    answers = answer_token_mask(inputs["labels"], inputs.get("attention_mask"))
+    return answers & (answers.sum(dim=-1, keepdim=True) >= config.sparsity.min_output_length)
+
+
+def parameter_groups(model: nn.Module, args) -> list[dict]:
+    """Decoder (and projector) at `learning_rate`, predictors at `predictor_learning_rate`; frozen ones left out."""
+    decoder, predictors = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (predictors if any(part in name for part in PREDICTOR_NAMES) else decoder).append(parameter)
+    groups = [
+        {"params": decoder, "lr": args.learning_rate, "weight_decay": args.weight_decay},
+        {"params": predictors, "lr": args.predictor_learning_rate, "weight_decay": args.weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def freeze(model: nn.Module, *, train_projector: bool, train_decoder: bool) -> None:
+    """Freeze the vision tower, and the projector and decoder unless asked; predictors always learn."""
+    for name, parameter in model.named_parameters():
+        if "vision_tower" in name:
+            learns = False
+        elif "multi_modal_projector" in name:
+            learns = train_projector
+        else:
+            learns = train_decoder or any(part in name for part in PREDICTOR_NAMES)
+        parameter.requires_grad_(learns)
+
+
+class MetricsFile(TrainerCallback):
+    """Append every log to `metrics.jsonl` in the run's folder."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
