@@ -24,7 +24,8 @@ class TokenSpans:
     """Tokens of a call by kind, `(B, N)` bool each.
 
     `present` is false at padding; `image` and `output` are None where the call has none. `generated` tells that
-    `output` was written by `generate` without a cache, so that dropped tokens leave the sequence.
+    `output` was written by `generate` without a cache, so that dropped tokens leave the sequence; `single_output` that
+    the call is one generated token per row on a cache.
     """
 
     present: Tensor
@@ -32,6 +33,7 @@ class TokenSpans:
     image: Tensor | None = None
     output: Tensor | None = None
     generated: bool = False
+    single_output: bool = False
 
 
 @dataclass
@@ -40,6 +42,7 @@ class SparsityOptions:
 
     image_keep_rate: float
     output_keep_rate: float
+    steer_output: bool
     image_selection: str
     image_sparsity: bool
     output_sparsity: bool
@@ -61,6 +64,7 @@ class SparsityOptions:
         image_selector: str = PREDICTOR,
         output_selector: str = PREDICTOR,
         output_sparsity: bool | None = None,
+        output_keep_rate: float | None = None,
     ) -> SparsityOptions:
         """Check the call's arguments and fill the rest from `sparsity`.
 
@@ -70,13 +74,16 @@ class SparsityOptions:
         rate = (
             sparsity.image_keep_rate if image_keep_rate is None else check_keep_rate("image_keep_rate", image_keep_rate)
         )
+        if output_keep_rate is not None:
+            check_keep_rate("output_keep_rate", output_keep_rate)
         selection = sparsity.image_selection if image_selection is None else check_image_selection(image_selection)
         for known, name in ((IMAGE_SELECTORS, image_selector), (OUTPUT_SELECTORS, output_selector)):
             if name != PREDICTOR and name not in known:
                 raise ValueError(f"Unknown selector {name!r}; use one of {', '.join([PREDICTOR, *sorted(known)])}.")
         return cls(
             image_keep_rate=rate,
-            output_keep_rate=sparsity.output_keep_rate,
+            output_keep_rate=sparsity.output_keep_rate if output_keep_rate is None else output_keep_rate,
+            steer_output=output_keep_rate is not None,
             image_selection=selection,
             image_sparsity=sparsity.image_predictor,
             output_sparsity=sparsity.output_predictor if output_sparsity is None else bool(output_sparsity),
@@ -103,6 +110,7 @@ class Decision:
     output_keep_logits: Tensor | None = None
     image_budget_loss: Tensor | None = None
     output_budget_loss: Tensor | None = None
+    steering: Tensor | None = None
 
     def keep_mask(self, like: Tensor) -> Tensor:
         """Product of both masks, `(B, N)` in the dtype of `like (B, N)`."""
@@ -114,7 +122,7 @@ class Decision:
 
 
 def draw(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions) -> Decision:
-    """Training: hard Gumbel masks over image tokens and answers, and their budget losses (paper, Eq. 6, 9, 10).
+    """Training: hard Gumbel masks over image tokens and answers, and their budget losses.
 
     Both predictors run in every call, also on a batch without images or answers, so that all ranks of a distributed
     run do the same.
@@ -142,11 +150,13 @@ def draw(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions) -> 
     return decision
 
 
-def decide(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions, judge_step: bool) -> Decision:
+def decide(
+    model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions, steering: Tensor | None = None
+) -> Decision:
     """Inference: top-k or threshold over the image tokens, keep iff `logit0 > logit1` for output tokens.
 
     Args:
-        judge_step: the call is one generated token on a cache, which is judged whatever `spans.output` says.
+        steering: `(B, 3)` state of earlier output tokens where `options.steer_output`, None at the first.
     """
     decision = Decision()
     everything = options.image_selection == "topk" and options.image_keep_rate == 1.0
@@ -155,12 +165,8 @@ def decide(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions, j
         packed = functional.gather_kept(hidden, index)
         keep, decision.image_keep_logits = _judge_images(model, packed, valid, options)
         decision.image_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
-    if options.output_sparsity and judge_step:
-        decision.output_keep_mask, decision.output_keep_logits = _judge_outputs(model, hidden, options)
-    elif options.output_sparsity and spans.output is not None:
-        index, valid, _ = functional.pack_left(spans.output)
-        keep, decision.output_keep_logits = _judge_outputs(model, functional.gather_kept(hidden, index), options)
-        decision.output_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
+    if options.output_sparsity and spans.output is not None:
+        _judge_outputs(model, hidden, spans, options, steering, decision)
     return decision
 
 
@@ -174,8 +180,24 @@ def _judge_images(model, hidden: Tensor, valid: Tensor, options: SparsityOptions
     return functional.top_k_keep_mask(functional.keep_scores(logits), valid, options.image_keep_rate), logits
 
 
-def _judge_outputs(model, hidden: Tensor, options: SparsityOptions) -> tuple[Tensor, Tensor | None]:
+def _judge_outputs(
+    model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions, steering: Tensor | None, decision: Decision
+) -> None:
+    if spans.single_output:
+        index, valid, packed = None, spans.output, hidden
+    else:
+        index, valid, _ = functional.pack_left(spans.output)
+        packed = functional.gather_kept(hidden, index)
     if options.output_selector != PREDICTOR:
-        return OUTPUT_SELECTORS[options.output_selector](hidden, options.output_keep_rate), None
-    logits = model.output_predictor(hidden)
-    return logits[..., 0] > logits[..., 1], logits
+        keep = OUTPUT_SELECTORS[options.output_selector](packed, options.output_keep_rate)
+    else:
+        logits = decision.output_keep_logits = model.output_predictor(packed)
+        if options.steer_output and options.output_keep_rate < 1:
+            if steering is None:
+                steering = functional.new_steering(len(hidden), hidden.device)
+            keep, decision.steering = functional.steered_keep_mask(logits, valid, options.output_keep_rate, steering)
+        else:
+            keep = (logits[..., 0] > logits[..., 1]) | options.steer_output
+    if index is not None:
+        keep = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
+    decision.output_keep_mask = keep

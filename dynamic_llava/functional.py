@@ -29,7 +29,7 @@ def sample_gumbel(
 
 
 def gumbel_keep_mask(keep_logits: Tensor, noise: Tensor, gumbel_tau: float) -> Tensor:
-    """Hard Gumbel-Softmax keep mask with straight-through gradients (paper, Eq. 6).
+    """Hard Gumbel-Softmax keep mask with straight-through gradients (paper, end-to-end training).
 
     Args:
         keep_logits: `(..., 2)` float, index 0 means keep.
@@ -90,6 +90,40 @@ def threshold_keep_mask(keep_logits: Tensor, valid: Tensor) -> Tensor:
     """
     best = top_k_keep_mask(keep_scores(keep_logits), valid, keep_rate=torch.finfo(torch.float64).tiny)
     return ((keep_logits[..., 0] > keep_logits[..., 1]) & valid) | best
+
+
+def new_steering(batch_size: int, device: torch.device) -> Tensor:
+    """State of `steered_keep_mask` before the first token: `(B, 3)` threshold, sum of |margin|, tokens."""
+    return torch.zeros(batch_size, 3, device=device)
+
+
+def steered_keep_mask(keep_logits: Tensor, valid: Tensor, keep_rate: float, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep output tokens by an online threshold that drives each row's kept fraction to `keep_rate`.
+
+    A token is kept iff its margin `logit0 - logit1` reaches the row's threshold, which then moves by the row's mean
+    |margin| times (kept - keep_rate). The moves telescope: after T tokens the fraction is off by the range of the
+    margins in units of their mean size, over T. No token looks at a later one.
+
+    Args:
+        keep_logits: `(B, T, 2)` float, rows packed to the left, index 0 means keep.
+        valid: `(B, T)` bool.
+        keep_rate: in (0, 1).
+        state: `(B, 3)` from `new_steering` or the previous call.
+
+    Returns:
+        `(B, T)` bool and the new state.
+    """
+    margin = keep_logits[..., 0].float() - keep_logits[..., 1].float()
+    threshold, size, seen = state.unbind(dim=-1)
+    kept = []
+    for step in range(margin.shape[1]):
+        keep = margin[:, step] >= threshold
+        counts = valid[:, step].float()
+        size = size + counts * margin[:, step].abs()
+        seen = seen + counts
+        threshold = threshold + counts * size / seen.clamp(min=1) * (keep.float() - keep_rate)
+        kept.append(keep)
+    return torch.stack(kept, dim=1) & valid, torch.stack([threshold, size, seen], dim=-1)
 
 
 def pack_left(mask: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -214,7 +248,7 @@ def check_estimator(estimator: str) -> None:
 
 
 def budget_loss(keep_mask: Tensor, valid: Tensor, keep_rate: float, counted: Tensor | None = None) -> Tensor:
-    """Mean over rows of `(keep_rate - kept fraction) ** 2` (paper, Eq. 9 and 10).
+    """Mean over rows of `(keep_rate - kept fraction) ** 2` (paper, training loss).
 
     Args:
         keep_mask: `(B, N)` float, 1 = keep.

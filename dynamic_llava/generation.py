@@ -1,18 +1,53 @@
-"""How `generate` works on the sparse decoder: its cache, and decoding without one."""
+"""How `generate` works on the sparse decoder: its cache, decoding without one, right padding, statistics."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers.generation import GenerationMode
+from transformers.utils import ModelOutput
+
 from .cache import SparseCache
+from .functional import gather_kept
+from .statistics import SparsityStatistics
 
 CACHES = (None, "dynamic")
 
 
 class DynamicGenerationMixin:
-    """Changes from `GenerationMixin`: a `SparseCache`; without a cache, output columns are told from the prompt."""
+    """Changes from `GenerationMixin`:
+    - the cache is a `SparseCache`; without a cache, output columns are told from the prompt;
+    - right-padded prompts are moved to the right first, so that every row goes on from its last token;
+    - `return_sparsity=True` adds `sparsity` (`SparsityStatistics`) to the output.
+    """
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict[str, Any], *args, **kwargs) -> None:
+    def generate(self, inputs: Tensor | None = None, *args, return_sparsity: bool = False, **kwargs):
+        """As `GenerationMixin.generate`, which see; also takes the per-call arguments of `forward`.
+
+        Args:
+            return_sparsity: return a `ModelOutput` whose `sparsity` says what was kept; needs the cache.
+        """
+        if inputs is None:
+            _move_padding_left(kwargs)
+        if not return_sparsity:
+            return super().generate(inputs, *args, **kwargs)
+        kwargs["return_dict_in_generate"] = True
+        output: ModelOutput = super().generate(inputs, *args, **kwargs)
+        if not isinstance(output.get("past_key_values"), SparseCache):
+            raise ValueError("return_sparsity=True reads the SparseCache; leave out use_cache=False.")
+        output["sparsity"] = SparsityStatistics.of(output.past_key_values)
+        return output
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs: dict[str, Any], generation_mode: GenerationMode, *args, **kwargs
+    ) -> None:
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ValueError(
+                "Assisted decoding feeds several unverified tokens in one call, Dynamic-LLaVA judges them one by one; "
+                "leave out assistant_model and prompt_lookup_num_tokens."
+            )
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
             if not isinstance(cache, SparseCache):
@@ -20,7 +55,7 @@ class DynamicGenerationMixin:
                     f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
                     "pass dynamic_llava.SparseCache(model.config), or nothing."
                 )
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
         elif generation_config.use_cache is not False:
             if generation_config.cache_implementation not in CACHES:
                 raise ValueError(
@@ -34,3 +69,14 @@ class DynamicGenerationMixin:
             # After the first step, and before the mask grows: what it covers is the prompt.
             model_kwargs["prompt_length"] = model_kwargs["attention_mask"].shape[1]
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+
+def _move_padding_left(kwargs: dict[str, Any]) -> None:
+    """Turn right-padded `input_ids` of a first turn into left-padded ones, in place."""
+    input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    if input_ids is None or mask is None or mask.shape != input_ids.shape or kwargs.get("position_ids") is not None:
+        return
+    if bool(mask[:, -1].all()):
+        return
+    order = mask.bool().to(torch.uint8).sort(dim=-1, stable=True).indices
+    kwargs["input_ids"], kwargs["attention_mask"] = gather_kept(input_ids, order), gather_kept(mask, order)

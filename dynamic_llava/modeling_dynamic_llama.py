@@ -104,12 +104,14 @@ class DynamicLlamaModel(LlamaModel):
             gates["gate_estimator"] = self.sparsity.gate_estimator
             hidden = self._run(sparse, hidden, causal_candidates(spans.present), position_ids, **gates, **kwargs)
         else:
-            judge_step = seen > 0 and hidden.shape[1] == 1
-            decision = decide(self, hidden, spans, options, judge_step)
-            if judge_step:
+            steering = past_key_values.table.steering if past_key_values is not None else None
+            decision = decide(self, hidden, spans, options, steering)
+            if spans.single_output:
                 hidden = self._step(hidden, decision, position_ids, seen, **kwargs)
             else:
                 hidden = self._kept(hidden, decision, spans, position_ids, causal_mask, seen, **kwargs)
+            if past_key_values is not None:
+                past_key_values.table.record(decision, spans)
         return DynamicLlamaOutput(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values, decision=decision
         )

@@ -212,6 +212,7 @@ class DynamicLlavaForConditionalGeneration(
         image_selector: str = "predictor",
         output_selector: str = "predictor",
         output_sparsity: bool | None = None,
+        output_keep_rate: float | None = None,
         prompt_length: int | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
@@ -231,6 +232,8 @@ class DynamicLlavaForConditionalGeneration(
             image_selection: `topk` or `threshold` in this call.
             image_selector, output_selector: `predictor`, or the name of a rival such as `random`.
             output_sparsity: False keeps all output tokens in this call.
+            output_keep_rate: drive each row's kept fraction of output tokens to this value, in (0, 1], by an online
+                threshold on the keep probability (`functional.steered_keep_mask`); None leaves the learned decisions.
             prompt_length: columns from here on were generated (decoding without a cache).
             num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
 
@@ -255,6 +258,7 @@ class DynamicLlavaForConditionalGeneration(
             image_selector=image_selector,
             output_selector=output_selector,
             output_sparsity=output_sparsity,
+            output_keep_rate=output_keep_rate,
         )
         outputs = self.model(
             input_ids=input_ids,
@@ -290,7 +294,12 @@ class DynamicLlavaForConditionalGeneration(
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
-            **vars(decision),
+            image_budget_loss=decision.image_budget_loss,
+            output_budget_loss=decision.output_budget_loss,
+            image_keep_mask=decision.image_keep_mask,
+            output_keep_mask=decision.output_keep_mask,
+            image_keep_logits=decision.image_keep_logits,
+            output_keep_logits=decision.output_keep_logits,
         )
 
     def _lm_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -325,11 +334,19 @@ def _token_spans(
         if length > 1:
             present = attention_mask[:, -length:].bool()
             has_padding = not bool(present.all())
+    single_output = seen > 0 and length == 1
     output = None
-    if labels is not None:
+    if single_output:
+        output = present
+    elif labels is not None:
         output = answer_token_mask(labels, present)
     elif prompt_length is not None and prompt_length < length:
         output = generated_token_mask((batch_size, length), prompt_length, present.device)
     return TokenSpans(
-        present=present, has_padding=has_padding, image=image_mask, output=output, generated=labels is None
+        present=present,
+        has_padding=has_padding,
+        image=image_mask,
+        output=output,
+        generated=labels is None,
+        single_output=single_output,
     )

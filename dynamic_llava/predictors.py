@@ -48,7 +48,7 @@ class PredictorBlock(nn.Module):
 
 
 class ImagePredictor(nn.Module):
-    """Judges the image tokens of a row together (paper, Sec. 3.2 and App. A).
+    """Judges the image tokens of a row together (paper, method: learnable predictors).
 
     LayerNorm, Linear(D, P), GELU, pre-norm ViT blocks, then each token's first half joined with the mean of the
     second halves, then P -> P/2 -> P/4 -> 2.
@@ -86,7 +86,7 @@ class ImagePredictor(nn.Module):
 
 
 class OutputPredictor(nn.Module):
-    """Judges one token from that token alone (paper, Sec. 3.2): LayerNorm, Linear(D, P), GELU, P -> P/2 -> P/4 -> 2."""
+    """Judges one token from that token alone (paper, method): LayerNorm, Linear(D, P), GELU, P -> P/2 -> P/4 -> 2."""
 
     def __init__(self, hidden_size: int, sparsity: SparsityConfig) -> None:
         super().__init__()

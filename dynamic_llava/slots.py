@@ -18,6 +18,8 @@ class SlotTable:
         length_bound: host-side upper bound of the cursors.
         write_index: `(B, n)` slots of the tokens being written.
         read_length: slots that the call in progress reads.
+        steering: `(B, 3)` state of `functional.steered_keep_mask`, None where no rate was asked for.
+        counts: `(B, 4)` long: image tokens seen and kept, output tokens judged and kept.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -33,6 +35,8 @@ class SlotTable:
         self.valid: Tensor | None = None
         self.column: Tensor | None = None
         self.write_index: Tensor | None = None
+        self.steering: Tensor | None = None
+        self.counts: Tensor | None = None
         self.has_padding = False
         # Columns below this belong to calls whose image tokens were dropped: they cannot be cropped into.
         self.crop_floor = 0
@@ -41,6 +45,7 @@ class SlotTable:
         self.cursor = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.valid = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
         self.column = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
+        self.counts = torch.zeros(batch_size, 4, dtype=torch.long, device=device)
 
     def _reserve(self, number: int) -> None:
         """Make room for `number` more slots; the bound is tightened where that is free or saves a growth."""
@@ -93,6 +98,18 @@ class SlotTable:
         """Move every cursor on by `number`."""
         self.commit(torch.full_like(self.cursor, number), most=number)
 
+    def record(self, decision, spans) -> None:
+        """Note what a call decided: counts, and where the steering of the output rate stands."""
+        if decision.steering is not None:
+            self.steering = decision.steering
+        columns = []
+        for tokens, keep in ((spans.image, decision.image_keep_mask), (spans.output, decision.output_keep_mask)):
+            if tokens is None:
+                columns += [torch.zeros_like(self.counts[:, 0])] * 2
+            else:
+                columns += [tokens.sum(dim=-1), (tokens if keep is None else tokens & keep).sum(dim=-1)]
+        self.counts = self.counts + torch.stack(columns, dim=-1)
+
     def kept_lengths(self) -> Tensor:
         """`(B,)` long: stored tokens of each row, padding not counted."""
         if self.cursor is None:
@@ -107,8 +124,10 @@ class SlotTable:
 
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the table by `function` of them (reorder, repeat, select)."""
-        if self.cursor is not None:
-            self.cursor, self.valid, self.column = map(function, (self.cursor, self.valid, self.column))
+        for name in ("cursor", "valid", "column", "counts", "steering"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, function(tensor))
 
     def crop(self, length: int) -> None:
         """Forget the tokens from column `length` on."""

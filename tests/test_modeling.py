@@ -38,7 +38,7 @@ def test_all_keep_equals_stock_bit_for_bit(attention):
     with torch.no_grad():
         one = {"input_ids": torch.tensor(rows[:1]), "pixel_values": images[0]}
         assert torch.equal(model(**one, **keep_all).logits, stock(**one).logits)
-        arguments = dict(max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0)
+        arguments = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
         arguments |= {"return_dict_in_generate": True, "output_logits": True}
         ours = model.generate(**batch, **keep_all, **arguments)
         theirs = stock.generate(**batch, **arguments)
@@ -81,7 +81,7 @@ def test_cached_equals_uncached_equals_naive_over_64_tokens(attention):
     model = tiny_model(attention=attention)
     rows, images = mixed_prompts()
     batch = batch_of(rows, images, "left")
-    arguments = dict(max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0)
+    arguments = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(**batch, **arguments)
     uncached = model.generate(**batch, **arguments, use_cache=False)
     assert torch.equal(cached, uncached)
@@ -179,6 +179,8 @@ def test_sdpa_gradients_equal_eager(estimator, kv_heads, monkeypatch):
         model(**training_batch(), gumbel_tau=0.7).loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, value in gradients[0].items():
+        if name.endswith("k_proj.bias"):
+            continue  # Softmax does not see it: its gradient is rounding error.
         scale = max(float(value.abs().max()), 1e-2)
         torch.testing.assert_close(gradients[1][name] / scale, value / scale, atol=1e-4, rtol=0, msg=name)
 
@@ -295,7 +297,7 @@ def test_beams_equal_beams_without_cache_and_repeat():
     model = tiny_model()
     rows, images = mixed_prompts()
     batch = batch_of(rows, images, "left")
-    arguments = dict(max_new_tokens=10, num_beams=3, num_return_sequences=2, do_sample=False, pad_token_id=0)
+    arguments = {"max_new_tokens": 10, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(**batch, **arguments)
     assert torch.equal(cached, model.generate(**batch, **arguments, use_cache=False))
     assert torch.equal(cached, model.generate(**batch, **arguments))

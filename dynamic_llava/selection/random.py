@@ -1,4 +1,4 @@
-"""Random selection: the floor that a learned predictor has to beat at the same rates (paper, Sec. 4.4).
+"""Random selection: the floor that a learned predictor has to beat at the same rates.
 
 Draws from torch's global generator, so that `torch.manual_seed` repeats a call.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -41,7 +42,7 @@ class DataArguments:
     shapes: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of build_shapes: make the embedded data in image_folder first."}
     )
-    report: bool = field(default=False, metadata={"help": "Evaluate on the embedded data and write the report at the end."})
+    report: bool = field(default=False, metadata={"help": "At the end, evaluate on the embedded data and report."})
 
 
 @dataclass
@@ -53,7 +54,6 @@ class StageArguments(TrainingArguments):
     gumbel_tau_start: float = field(default=1.0, metadata={"help": "Gumbel temperature at the first step."})
     gumbel_tau_end: float = field(default=0.1, metadata={"help": "Gumbel temperature at the last step."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, or none."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,7 +122,10 @@ def resolve(values: dict[str, Any], source: str) -> StageConfig:
             raise ValueError(f"Unknown key {key!r} in {source}. {hint}")
     parser = HfArgumentParser(GROUPS, exit_on_error=False)
     parser.error = _raise
-    model, sparsity, data, training = parser.parse_args_into_dataclasses(_as_arguments(values))
+    try:
+        model, sparsity, data, training = parser.parse_args_into_dataclasses(_as_arguments(values))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{source}: {error}") from error
     if isinstance(data.shapes, str):
         data.shapes = json.loads(data.shapes)
     return StageConfig(model, sparsity, data, training, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def gumbel_tau(progress: float, start: float = 1.0, end: float = 0.1) -> float:
-    """Exponential decay of the Gumbel temperature from `start` to `end` (paper, Sec. 4.1).
+    """Exponential decay of the Gumbel temperature from `start` to `end` (paper, implementation details).
 
     Args:
         progress: fraction of optimizer steps done, clipped to [0, 1].

@@ -1,4 +1,4 @@
-"""`Trainer` of the sparsification stage: temperature per step, two learning rates, budgets and keep rates in the log."""
+"""`Trainer` of the sparsification stage: temperature per step, two learning rates, budgets and keep rates logged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from ..token_spans import answer_token_mask, image_token_mask
 from .schedules import gumbel_tau
 
 PREDICTOR_NAMES = ("image_predictor", "output_predictor")
@@ -19,7 +20,7 @@ class StageTrainer(Trainer):
     """Changes from `Trainer`:
     - every forward gets the step's `gumbel_tau`;
     - predictors are a parameter group with `predictor_learning_rate`;
-    - the budgets, means over the rows of a micro-batch, are divided by the accumulation steps, as the LM loss already is;
+    - the budgets, means over the rows of a micro-batch, are divided by the accumulation steps, as the LM loss is;
     - the log holds LM loss, both budgets, realised keep rates, temperature and both learning rates.
     """
 
@@ -31,6 +32,7 @@ class StageTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self._micro_steps = 0
+        self._last_tau = self.args.gumbel_tau_start
 
     def current_tau(self) -> float:
         """Gumbel temperature of the optimizer step in progress."""
@@ -47,7 +49,8 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """LM loss over the accumulated batch's tokens + `budget_weight` * budgets over its rows."""
-        outputs = model(**inputs, gumbel_tau=self.current_tau(), num_items_in_batch=num_items_in_batch)
+        self._last_tau = self.current_tau()
+        outputs = model(**inputs, gumbel_tau=self._last_tau, num_items_in_batch=num_items_in_batch)
         weight = self.accelerator.unwrap_model(model).config.sparsity.budget_weight
         steps = self.current_gradient_accumulation_steps
         lm_loss = outputs.lm_loss if num_items_in_batch is not None else outputs.lm_loss / steps
@@ -85,7 +88,7 @@ class StageTrainer(Trainer):
                 if judged:
                     logs[f"{name}_keep_rate"] = kept / judged
             logs |= {key: value / self._micro_steps for key, value in sums.items()}
-            logs["gumbel_tau"] = self.current_tau()
+            logs["gumbel_tau"] = self._last_tau
             logs["predictor_learning_rate"] = self.optimizer.param_groups[-1]["lr"]
             self._sums.clear()
             self._micro_steps = 0
@@ -94,8 +97,6 @@ class StageTrainer(Trainer):
 
 def _judged(name: str, inputs: dict, config, outputs) -> torch.Tensor:
     """`(B, N)` bool: tokens whose fate the predictor decided in this batch."""
-    from ..token_spans import answer_token_mask, image_token_mask
-
     if name == "image":
         return image_token_mask(inputs["input_ids"], config.image_token_id)
     answers = answer_token_mask(inputs["labels"], inputs.get("attention_mask"))

@@ -1,0 +1,39 @@
+"""What a generation kept, per row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .cache import SparseCache
+
+
+@dataclass
+class SparsityStatistics:
+    """What a `SparseCache` has seen and kept.
+
+    Attributes:
+        image_tokens, image_tokens_kept: `(B,)` long.
+        output_tokens, output_tokens_kept: `(B,)` long; tokens judged, hence without the last one generated, which is
+            never fed.
+        kv_bytes: bytes allocated for keys and values of the whole batch, unused slots included.
+        kept_columns: for each row the tokens that the sparse layers store, counted from the first column of the first
+            call (padding included).
+    """
+
+    image_tokens: Tensor
+    image_tokens_kept: Tensor
+    output_tokens: Tensor
+    output_tokens_kept: Tensor
+    kv_bytes: int
+    kept_columns: list[list[int]]
+
+    @classmethod
+    def of(cls, cache: SparseCache) -> SparsityStatistics:
+        """Read the statistics of `cache`."""
+        counts = cache.table.counts
+        if counts is None:
+            raise ValueError("The SparseCache is empty; statistics are there after the first forward.")
+        columns = [cache.table.kept_columns(row).tolist() for row in range(len(counts))]
+        return cls(*counts.unbind(dim=-1), kv_bytes=cache.memory_bytes(), kept_columns=columns)

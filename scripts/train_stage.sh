@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# bash scripts/train_stage.sh [CONFIG] [key=value ...]
+# Runs the sparsification stage. Without arguments: the embedded default on a tiny LLaVA, evaluated and reported.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+config=configs/train/shapes.yaml
+if [ $# -gt 0 ] && [[ $1 != *=* ]]; then
+    config=$1
+    shift
+fi
+exec "$PYTHON" -m dynamic_llava.train --config "$config" "$@"

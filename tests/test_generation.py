@@ -1,0 +1,231 @@
+"""`generate` in every mode, and the per-call arguments."""
+
+from __future__ import annotations
+
+from threading import Thread
+
+import pytest
+import torch
+
+from dynamic_llava import SparseCache, functional
+
+from .tiny import batch_of, image_run, mixed_prompts, pad_rows, tiny_model, words
+
+GREEDY = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def batch():
+    return batch_of(*mixed_prompts(), "left")
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_right_padding_equals_left_padding(model, batch, use_cache):
+    right = batch_of(*mixed_prompts(), "right")
+    left = model.generate(**batch, **GREEDY, use_cache=use_cache)
+    assert torch.equal(model.generate(**right, **GREEDY, use_cache=use_cache), left)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"image_keep_rate": 0.7},
+        {"output_sparsity": False},
+        {"image_selection": "threshold"},
+        {"output_keep_rate": 0.3},
+        {"output_keep_rate": 0.3, "image_keep_rate": 1.0},
+        {"num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+    ],
+)
+def test_modes_equal_the_row_alone_and_decoding_without_cache(model, batch, arguments):
+    together = model.generate(**batch, **GREEDY, **arguments)
+    assert torch.equal(together, model.generate(**batch, **GREEDY, **arguments, use_cache=False))
+    copies = arguments.get("num_return_sequences", 1)
+    rows, images = mixed_prompts()
+    for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+        alone = model.generate(**batch_of([row], [image], "left"), **GREEDY, **arguments)
+        found = together[number * copies : (number + 1) * copies, -24:]
+        assert torch.equal(found, alone[:, -24:]), number
+
+
+def test_sampling_repeats_with_a_seed_and_does_not_need_the_cache(model, batch):
+    arguments = {**GREEDY, "do_sample": True, "num_return_sequences": 2, "temperature": 1.5}
+    found = []
+    for use_cache in (True, True, False):
+        torch.manual_seed(5)
+        found.append(model.generate(**batch, **arguments, use_cache=use_cache))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    torch.manual_seed(6)
+    assert not torch.equal(found[0], model.generate(**batch, **arguments))
+
+
+def naive_steering(margins, rate):
+    """Keep decisions of one row by the definition: a threshold moved by mean |margin| * (kept - rate)."""
+    threshold, total, decisions = 0.0, 0.0, []
+    for number, margin in enumerate(margins, start=1):
+        keep = margin >= threshold
+        total += abs(margin)
+        threshold += total / number * (keep - rate)
+        decisions.append(keep)
+    return decisions
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
+def test_steering_reaches_the_rate_and_equals_its_definition(rate):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 300, 2, generator=generator) * torch.tensor([1.0, 5.0, 20.0])[:, None, None] + 1
+    valid = torch.arange(300) < torch.tensor([300, 250, 280])[:, None]
+    keep, _ = functional.steered_keep_mask(logits, valid, rate, functional.new_steering(3, "cpu"))
+    for row in range(3):
+        length = int(valid[row].sum())
+        margins = (logits[row, :length, 0] - logits[row, :length, 1]).tolist()
+        assert keep[row, :length].tolist() == naive_steering(margins, rate)
+        assert abs(keep[row, :length].float().mean() - rate) < 0.02
+        assert not keep[row, length:].any()
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.75])
+def test_output_keep_rate_of_a_call_is_met(model, batch, rate):
+    arguments = {**GREEDY, "max_new_tokens": 121, "min_new_tokens": 121}
+    output = model.generate(**batch, **arguments, output_keep_rate=rate, return_sparsity=True)
+    realised = output.sparsity.output_tokens_kept / output.sparsity.output_tokens
+    assert output.sparsity.output_tokens.tolist() == [120] * 4
+    assert (realised - rate).abs().max() < 0.05
+
+
+def test_scoring_steers_as_cached_decoding(model, batch):
+    output = model.generate(**batch, **GREEDY, output_keep_rate=0.4, return_sparsity=True)
+    rows, images = mixed_prompts()
+    answers = output.sequences[:, -24:].tolist()
+    labels, _ = pad_rows([[-100] * len(r) + a for r, a in zip(rows, answers, strict=True)], "left", fill=-100)
+    full = [row + answer for row, answer in zip(rows, answers, strict=True)]
+    with torch.no_grad():
+        scored = model(**batch_of(full, images, "left"), labels=labels, output_keep_rate=0.4)
+    kept = scored.output_keep_mask[:, -24:-1].sum(dim=-1)
+    assert kept.tolist() == output.sparsity.output_tokens_kept.tolist()
+
+
+def test_statistics_of_a_call(model, batch):
+    output = model.generate(**batch, **GREEDY, return_sparsity=True)
+    found = output.sparsity
+    images = [16, 32, 0, 16]
+    assert found.image_tokens.tolist() == images
+    assert found.image_tokens_kept.tolist() == [int(n * 0.4) for n in images]
+    assert found.output_tokens.tolist() == [23] * 4
+    text = batch["attention_mask"].sum(dim=-1) - found.image_tokens
+    kept = text + found.image_tokens_kept + found.output_tokens_kept
+    assert output.past_key_values.kept_lengths.tolist() == kept.tolist() == [len(c) for c in found.kept_columns]
+    cache = output.past_key_values
+    assert found.kv_bytes == sum(2 * layer.keys.untyped_storage().nbytes() for layer in cache.layers)
+    with pytest.raises(ValueError, match="use_cache=False"):
+        model.generate(**batch, **GREEDY, return_sparsity=True, use_cache=False)
+
+
+def test_second_turn_through_generate(model):
+    """The history goes on on the cache of the first turn, as by hand-fed calls."""
+    rows, images = mixed_prompts()
+    first = batch_of(rows[:1], images[:1], "left")
+    answer = model.generate(**first, **GREEDY, return_dict_in_generate=True)
+    cache = answer.past_key_values
+    turn = torch.cat([answer.sequences, torch.tensor([[*words(5, 50)]])], dim=1)
+    second = model.generate(input_ids=turn, past_key_values=cache, **GREEDY)
+
+    by_hand = SparseCache(model.config)
+    with torch.no_grad():
+        model(**first, past_key_values=by_hand, use_cache=True)
+        for token in answer.sequences[0, first["input_ids"].shape[1] : -1]:
+            model(input_ids=token.view(1, 1), past_key_values=by_hand, use_cache=True)
+        logits = model(input_ids=turn[:, -6:], past_key_values=by_hand, use_cache=True).logits
+    suppressed = logits[0, -1].index_fill(0, torch.tensor([2, 99]), float("-inf"))
+    assert second[0, turn.shape[1]] == suppressed.argmax()
+    assert second.shape[1] == turn.shape[1] + 24
+
+
+def test_a_cache_is_reusable_after_reset(model, batch):
+    cache = SparseCache(model.config)
+    fresh = model.generate(**batch, **GREEDY, past_key_values=cache)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert torch.equal(fresh, model.generate(**batch, **GREEDY, past_key_values=cache))
+
+
+def test_batch_select_and_repeat(model, batch):
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        other = model(**batch, use_cache=True).past_key_values
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([0, 2, 4, 6]))
+    token = torch.tensor([[5], [6], [7], [8]])
+    with torch.no_grad():
+        one = model(input_ids=token, past_key_values=cache, use_cache=True).logits
+        two = model(input_ids=token, past_key_values=other, use_cache=True).logits
+    assert torch.equal(one, two)
+
+
+def test_growth_of_the_slots_changes_nothing(model, batch):
+    """Blocks of 1 grow at every step, a block of 512 never."""
+    outputs = [
+        model.generate(**batch, **GREEDY, past_key_values=SparseCache(model.config, block_size=size))
+        for size in (1, 512)
+    ]
+    assert torch.equal(*outputs)
+
+
+def test_streaming(model):
+    class Words:
+        """Stands in for a tokenizer: numbers as words."""
+
+        def decode(self, ids, **_):
+            return " ".join(str(int(i)) for i in ids) + " "
+
+    from transformers import TextIteratorStreamer
+
+    rows, images = mixed_prompts()
+    one = batch_of(rows[:1], images[:1], "left")
+    streamer = TextIteratorStreamer(Words(), skip_prompt=True)
+    thread = Thread(target=model.generate, kwargs={**one, **GREEDY, "streamer": streamer})
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    expected = model.generate(**one, **GREEDY)[0, -24:]
+    assert text.split() == [str(int(i)) for i in expected]
+
+
+def test_assisted_decoding_and_other_caches_are_refused(model):
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with pytest.raises(ValueError, match="Assisted decoding"):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), prompt_lookup_num_tokens=2, **GREEDY)
+    with pytest.raises(ValueError, match="cache_implementation='quantized'"):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), cache_implementation="quantized", **GREEDY)
+    with pytest.raises(ValueError, match=r"output_keep_rate .* got 0"):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), output_keep_rate=0, **GREEDY)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model = tiny_model().to(dtype)
+    rows, images = mixed_prompts()
+    batch = batch_of(rows, images, "left")
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    output = model.generate(**batch, **GREEDY, return_dict_in_generate=True, output_logits=True)
+    assert torch.isfinite(torch.stack(output.logits)).all()
+    assert output.past_key_values.layers[-1].keys.dtype == dtype
+
+
+def test_random_selection_keeps_the_same_number(model):
+    ids = torch.tensor([[1, *image_run(), 5, 6]])
+    pixels = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        one = model(input_ids=ids, pixel_values=pixels, image_selector="random").image_keep_mask
+        two = model(input_ids=ids, pixel_values=pixels, image_selector="random").image_keep_mask
+        learned = model(input_ids=ids, pixel_values=pixels).image_keep_mask
+    assert one.sum() == two.sum() == learned.sum()
+    assert not torch.equal(one, two)

@@ -1,0 +1,78 @@
+"""Training configurations: YAML below the command line, typed, misspelt keys named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dynamic_llava.train.arguments import load_config
+from dynamic_llava.train.schedules import gumbel_tau
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "train"
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("base_model: b\ntrain_file: t.json\nimage_folder: i\nlearning_rate: 5e-6\nimage_keep_rate: 0.3\n")
+    return path
+
+
+def test_types_and_overrides(config_file, tmp_path):
+    config = load_config(config_file, ["image_keep_rate=0.4", "max_steps=3", "bf16=false", f"output_dir={tmp_path}/o"])
+    assert config.training.learning_rate == 5e-6  # YAML reads it as a string
+    assert config.sparsity.image_keep_rate == 0.4
+    assert config.training.max_steps == 3
+    config.save(config.training.output_dir)
+    again = load_config(tmp_path / "o" / "train_config.yaml")
+    assert again.sparsity == config.sparsity
+    assert again.training.max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lerning_rate=1"], "'lerning_rate'.*Did you mean learning_rate"),
+        (["learning_rate"], "overrides look like"),
+        (["learning_rate=fast"], "learning_rate"),
+        (["image_keep_rate=2"], r"\(0, 1\], got 2"),
+        (["gumbel_tau_end=0"], "gumbel_tau_end must be above 0"),
+    ],
+)
+def test_bad_values(config_file, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(config_file, overrides)
+
+
+def test_missing_file_and_missing_key(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No training configuration"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("learning_rate: 1.0\n")
+    with pytest.raises(ValueError, match="base_model"):
+        load_config(tmp_path / "empty.yaml")
+
+
+@pytest.mark.parametrize("name", ["shapes", "llava15_7b", "llava15_13b"])
+def test_shipped_configurations_are_valid(name):
+    overrides = ["bf16=false"]  # the machine that tests may have none
+    config = load_config(CONFIGS / f"{name}.yaml", overrides)
+    assert config.sparsity.image_keep_rate == 0.2
+    assert config.sparsity.output_keep_rate == 0.5
+    assert yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["budget_weight" if name != "shapes" else "seed"] >= 0
+
+
+def test_paper_recipe():
+    config = load_config(CONFIGS / "llava15_7b.yaml", ["bf16=false"])
+    args = config.training
+    assert (args.learning_rate, args.predictor_learning_rate, args.weight_decay) == (5e-6, 2e-4, 0.0)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 64
+    assert (config.data.max_length, config.sparsity.min_output_length) == (2048, 50)
+
+
+def test_gumbel_tau_decays_exponentially():
+    assert gumbel_tau(0.0) == 1.0
+    assert gumbel_tau(1.0) == pytest.approx(0.1)
+    assert gumbel_tau(0.5) == pytest.approx(0.1**0.5)
+    assert gumbel_tau(2.0) == pytest.approx(0.1)
