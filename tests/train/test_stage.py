@@ -1,0 +1,134 @@
+"""The sparsification stage end to end on a handful of pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynamic_llava import DynamicLlavaForConditionalGeneration, functional
+from dynamic_llava.data.shapes import build_shapes
+from dynamic_llava.train import stage
+from dynamic_llava.train.__main__ import main
+from dynamic_llava.train.arguments import load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return build_shapes(
+        tmp_path_factory.mktemp("shapes") / "data", seed=1, train_pictures=8, val_pictures=1, test_pictures=1
+    )
+
+
+def overrides(shapes, output, **values):
+    values = {
+        "base_model": ROOT / "assets" / "tiny-llava",
+        "train_file": shapes / "train.json",
+        "image_folder": shapes,
+        "output_dir": output,
+        "shapes": "null",
+        "report": "false",
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "use_cpu": "true",
+        "disable_tqdm": "true",
+        **values,
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def config_of(shapes, output, **values):
+    return load_config(ROOT / "configs" / "train" / "shapes.yaml", overrides(shapes, output, **values))
+
+
+def test_a_run_trains_logs_and_saves(shapes, tmp_path):
+    config = config_of(shapes, tmp_path / "run")
+    before = stage.build_model(config).state_dict()
+    trainer = stage.train(config)
+    after = DynamicLlavaForConditionalGeneration.from_pretrained(tmp_path / "run").state_dict()
+    still = {"vision_tower", "multi_modal_projector"}
+    for name, value in trainer.model.named_parameters():
+        frozen = any(part in name for part in still)
+        assert value.requires_grad != frozen, name
+        assert torch.equal(after[name], value), name
+        if frozen:
+            assert torch.equal(after[name], before[name]), name
+        elif "_predictor" not in name:  # predictors start anew in every model
+            assert not torch.equal(after[name], before[name]), name
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert [line["gumbel_tau"] for line in steps] == [1.0, pytest.approx(0.1)]
+    for line in steps:
+        budget = 100 * (line["image_budget_loss"] + line["output_budget_loss"])
+        assert line["loss"] == pytest.approx(line["lm_loss"] + budget, rel=1e-4)
+        assert 0 < line["image_keep_rate"] < 1
+    assert (tmp_path / "run" / "train_config.yaml").is_file()
+    assert (tmp_path / "run" / "processor_config.json").is_file()
+
+
+def test_two_learning_rates(shapes, tmp_path):
+    config = config_of(shapes, tmp_path / "run", learning_rate=1e-5, predictor_learning_rate=1e-3, warmup_steps=0)
+    trainer = stage.train(config)
+    decoder, predictors = trainer.optimizer.param_groups
+    assert (decoder["initial_lr"], predictors["initial_lr"]) == (1e-5, 1e-3)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    assert all("_predictor" in names[id(parameter)] for parameter in predictors["params"])
+    assert not any("_predictor" in names[id(parameter)] for parameter in decoder["params"])
+
+
+def test_four_accumulated_rows_equal_a_batch_of_four(shapes, tmp_path, monkeypatch):
+    """With noise that depends on the place in the row alone, one step does the same in both."""
+
+    def noise(shape, **_):
+        generator = torch.Generator().manual_seed(3)
+        return functional_gumbel((512, 2), generator=generator)[: shape[1]].expand(shape)
+
+    functional_gumbel = functional.sample_gumbel
+    monkeypatch.setattr(functional, "sample_gumbel", noise)
+    found = []
+    for batch, steps in ((4, 1), (1, 4)):
+        trainer = stage.train(
+            config_of(
+                shapes,
+                tmp_path / f"run{batch}",
+                max_steps=1,
+                per_device_train_batch_size=batch,
+                gradient_accumulation_steps=steps,
+                warmup_steps=0,
+                min_output_length=4,
+                max_grad_norm=0,
+            )
+        )
+        line = json.loads((tmp_path / f"run{batch}" / "metrics.jsonl").read_text().splitlines()[0])
+        found.append((line, {n: p.detach() for n, p in trainer.model.named_parameters()}))
+    (one, ones), (four, fours) = found
+    for key in ("loss", "lm_loss", "image_budget_loss", "output_budget_loss", "image_keep_rate", "output_keep_rate"):
+        assert one[key] == pytest.approx(four[key], rel=1e-4), key
+    assert one["grad_norm"] == pytest.approx(four["grad_norm"], rel=1e-3)
+    assert ones.keys() == fours.keys()
+
+
+def test_the_command_says_what_is_wrong(shapes, tmp_path, capsys):
+    config = str(ROOT / "configs" / "train" / "shapes.yaml")
+    assert main(["--config", config, "imge_keep_rate=0.1"]) == 2
+    assert "Did you mean image_keep_rate" in capsys.readouterr().err
+    assert main(["--config", config, *overrides(shapes, tmp_path, train_file="nowhere.json")]) == 2
+    assert "nowhere.json" in capsys.readouterr().err
+
+
+def test_bad_samples_are_skipped_and_counted(shapes, tmp_path, capsys):
+    rows = json.loads((shapes / "train.json").read_text())
+    rows[0]["image"] = "images/train/gone.png"
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(rows))
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        stage.train(config_of(shapes, tmp_path / "a", train_file=broken))
+    stage.train(config_of(shapes, tmp_path / "b", train_file=broken, on_bad_sample="skip", max_steps=1))
+    assert "1 samples were skipped" in capsys.readouterr().out
