@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from .arguments import StageConfig, load_config
 
@@ -34,15 +33,17 @@ def run(config: StageConfig) -> None:
         build_shapes(config.data.image_folder, **config.data.shapes)
     stage.train(config)
     if config.data.report:
-        from ..eval.report import write_report
+        from ..eval.report import main as report
 
-        run_folder = Path(config.training.output_dir)
-        write_report(
-            run=run_folder,
-            base=config.model.base_model,
-            data_root=config.data.image_folder,
-            output=run_folder / "report",
-        )
+        arguments = {
+            "run": config.training.output_dir,
+            "base": config.model.base_model,
+            "data-root": config.data.image_folder,
+            "limit": config.data.report_questions,
+            "descriptions": config.data.report_descriptions,
+        }
+        if report([f"--{key}={value}" for key, value in arguments.items() if value is not None]):
+            raise ValueError(f"the report on {config.training.output_dir} failed; the run itself is saved.")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class DataArguments:
         default=None, metadata={"help": "Arguments of build_shapes: make the embedded data in image_folder first."}
     )
     report: bool = field(default=False, metadata={"help": "At the end, evaluate on the embedded data and report."})
+    report_questions: int | None = field(default=None, metadata={"help": "Held-out questions in the report."})
+    report_descriptions: int | None = field(default=None, metadata={"help": "Held-out descriptions in the report."})
 
 
 @dataclass

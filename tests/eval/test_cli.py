@@ -62,9 +62,18 @@ def test_missing_picture_is_named(run_folder, shapes_folder, tmp_path, fails):
     assert "images/test/0.png" in message
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"id": "a"}]'])
+def test_malformed_data_names_the_file(run_folder, tmp_path, fails, content):
+    (tmp_path / "test_vqa.json").write_text(content)
+    message = fails("--model", str(run_folder), "--tasks", "shapes_vqa", "--data-root", str(tmp_path))
+    assert "test_vqa.json" in message
+
+
 def test_missing_model(shapes_folder, tmp_path, fails):
     root = ["--data-root", str(shapes_folder), "--tasks", "shapes_vqa"]
-    assert "nowhere" in fails("--model", str(tmp_path / "nowhere"), *root)
+    missing = ["--model", str(tmp_path / "nowhere"), *root]
+    assert "--output" in fails(*missing)
+    assert "nowhere" in fails(*missing, "--output", str(tmp_path / "results"))
     assert "config.json" in fails("--model", str(tmp_path), *root)
 
 

@@ -19,8 +19,8 @@ from dynamic_llava.eval.loading import SparsitySettings
 from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks, shapes_root_at
 
 
-def answers(loaded, folder: Path, batch_size: int, settings: SparsitySettings) -> dict[str, list[str]]:
-    options = EvaluationOptions(("shapes_vqa", "shapes_describe"), batch_size)
+def answers(loaded, folder: Path, batch_size: int, settings: SparsitySettings, *tasks: str) -> dict[str, list[str]]:
+    options = EvaluationOptions(tasks or ("shapes_vqa",), batch_size)
     with shapes_root_at(folder):
         evaluation = evaluate_tasks(loaded, settings, options)
     return {
@@ -36,8 +36,9 @@ def test_registered_by_entry_point():
 @pytest.mark.parametrize("name", ["dense", "run"])
 def test_batch_size_does_not_change_answers(name, shapes_folder, request):
     loaded = request.getfixturevalue(name)
-    single = answers(loaded, shapes_folder, 1, SparsitySettings())
-    assert single == answers(loaded, shapes_folder, 4, SparsitySettings())
+    tasks = ("shapes_vqa", "shapes_describe")
+    single = answers(loaded, shapes_folder, 1, SparsitySettings(), *tasks)
+    assert single == answers(loaded, shapes_folder, 4, SparsitySettings(), *tasks)
     assert len(single["shapes_vqa"]) == 8
     assert len(set(single["shapes_describe"])) > 1
 

@@ -1,0 +1,177 @@
+"""Vicuna v1 conversations as LLaVA-1.5 writes them, and the labels that train on the answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+IMAGE_TOKEN = "<image>"
+END_TOKEN = "</s>"
+IGNORE_INDEX = -100
+
+SYSTEM_PROMPT = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+
+# The same text as `render_conversation`, for tokenizers and processors; a test holds the two together.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+    "{% else %}"
+    "{% set system = '" + SYSTEM_PROMPT.replace("'", "\\'") + "' %}{% set turns = messages %}"
+    "{% endif %}"
+    "{% if system is not string %}{% set system = system[0]['text'] %}{% endif %}"
+    "{{ system + ' ' }}"
+    "{% for message in turns %}"
+    "{{ 'USER:' if message['role'] == 'user' else 'ASSISTANT:' }}"
+    "{% if message['content'] is string %}{{ ' ' + message['content'] }}"
+    "{% else %}{{ ' ' }}"
+    "{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}{{ '<image>\\n' }}{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ ' ' if message['role'] == 'user' else '</s>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said: `role` is "user" or "assistant"."""
+
+    role: str
+    text: str
+
+
+def parse_turns(conversations: object) -> list[Turn]:
+    """Reads LLaVA's `[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]`.
+
+    As LLaVA does, an opening turn of the model is skipped and a lone `<image>` is moved to the front of its turn;
+    several in one turn stay where they are, since their place in the text tells them apart.
+
+    Raises:
+        ValueError: on any other structure, with the place and the remedy.
+    """
+    if not isinstance(conversations, list) or not conversations:
+        raise ValueError("'conversations' must be a non-empty list of {'from': 'human' | 'gpt', 'value': text}")
+    roles = {"human": "user", "gpt": "assistant"}
+    turns = []
+    for index, entry in enumerate(conversations):
+        if not isinstance(entry, dict) or entry.get("from") not in roles or not isinstance(entry.get("value"), str):
+            raise ValueError(f"turn {index} is {entry!r}; write {{'from': 'human' | 'gpt', 'value': text}}")
+        turns.append(Turn(roles[entry["from"]], _image_first(entry["value"])))
+    if turns[0].role == "assistant":
+        turns = turns[1:]
+    for index, turn in enumerate(turns):
+        if turn.role != ("user", "assistant")[index % 2]:
+            raise ValueError(f"turn {index} is out of order: 'human' and 'gpt' must alternate")
+        if turn.role == "assistant" and IMAGE_TOKEN in turn.text:
+            raise ValueError(f"turn {index} has {IMAGE_TOKEN} in an answer; images belong to the 'human' turns")
+    if not any(turn.role == "assistant" and turn.text for turn in turns):
+        raise ValueError("the conversation has no answer; add a non-empty 'gpt' turn or remove the sample")
+    return turns
+
+
+def _image_first(text: str) -> str:
+    if text.count(IMAGE_TOKEN) != 1:
+        return text.strip()
+    return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
+
+
+def count_images(turns: Sequence[Turn]) -> int:
+    """Returns how many images the turns refer to."""
+    return sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+
+
+def render_conversation(turns: Sequence[Turn], system: str = SYSTEM_PROMPT) -> tuple[str, list[tuple[int, int]]]:
+    """Renders the Vicuna v1 text: `system USER: ... ASSISTANT: ...</s>USER: ...`.
+
+    Args:
+        turns: alternating turns from `parse_turns`; when the last one is the user's, the text ends in "ASSISTANT:".
+        system: the system prompt.
+
+    Returns:
+        The text, and the `[start, end)` characters of each answer with its leading space and its end token.
+    """
+    text, answers = f"{system} ", []
+    for turn in turns:
+        if turn.role == "user":
+            text += f"USER: {turn.text} "
+            continue
+        text += "ASSISTANT:"
+        start = len(text)
+        text += f" {turn.text}{END_TOKEN}"
+        answers.append((start, len(text)))
+    if turns and turns[-1].role == "user":
+        text += "ASSISTANT:"
+    return text, answers
+
+
+def expand_image_tokens(text: str, tokens_per_image: Sequence[int]) -> str:
+    """Repeats each `<image>` as often as its picture has tokens, the form that the model reads."""
+    parts = text.split(IMAGE_TOKEN)
+    if len(parts) != len(tokens_per_image) + 1:
+        raise ValueError(f"the text has {len(parts) - 1} {IMAGE_TOKEN} for {len(tokens_per_image)} pictures")
+    pieces = [parts[0]]
+    for count, part in zip(tokens_per_image, parts[1:], strict=True):
+        pieces += [IMAGE_TOKEN * count, part]
+    return "".join(pieces)
+
+
+def encode_conversation(
+    turns: Sequence[Turn],
+    tokenizer: PreTrainedTokenizerBase,
+    tokens_per_image: Sequence[int] = (),
+    max_length: int = 2048,
+) -> tuple[list[int], list[int]]:
+    """Tokenizes a conversation and marks what is learned.
+
+    Args:
+        turns: the turns, from `parse_turns`.
+        tokenizer: a fast tokenizer; labels follow its character offsets, so that merged prefix spaces do not
+            shift them.
+        tokens_per_image: image tokens of each picture, in order.
+        max_length: longer conversations are cut at the end.
+
+    Returns:
+        `input_ids` and `labels` of equal length; labels are `IGNORE_INDEX` except on answers and their end tokens.
+
+    Raises:
+        ValueError: when the cut leaves no answer or falls into a picture.
+    """
+    # Expanding first keeps the answer spans aligned with the tokenizer's offsets: they are shifted by the expansion.
+    expanded = [Turn(turn.role, text) for turn, text in zip(turns, _expand(turns, tokens_per_image), strict=True)]
+    text, answers = render_conversation(expanded)
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    input_ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    labels = [IGNORE_INDEX] * len(input_ids)
+    position = 0
+    for start, end in answers:
+        while position < len(offsets) and offsets[position][1] <= start:
+            position += 1
+        while position < len(offsets) and offsets[position][0] < end:
+            labels[position] = input_ids[position]
+            position += 1
+    if len(input_ids) > max_length:
+        image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if image_id in input_ids[max_length:]:
+            raise ValueError(f"max_length {max_length} cuts through a picture: the sample has {len(input_ids)} tokens")
+        input_ids, labels = input_ids[:max_length], labels[:max_length]
+    if all(label == IGNORE_INDEX for label in labels):
+        raise ValueError(f"no answer is left within max_length {max_length}; raise it or remove the sample")
+    return input_ids, labels
+
+
+def _expand(turns: Sequence[Turn], tokens_per_image: Sequence[int]) -> list[str]:
+    """Returns the text of each turn with its images expanded."""
+    texts, used = [], 0
+    for turn in turns:
+        here = turn.text.count(IMAGE_TOKEN)
+        texts.append(expand_image_tokens(turn.text, tokens_per_image[used : used + here]))
+        used += here
+    if used != len(tokens_per_image):
+        raise ValueError(f"the conversation has {used} {IMAGE_TOKEN} for {len(tokens_per_image)} pictures")
+    return texts

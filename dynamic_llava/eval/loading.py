@@ -1,0 +1,143 @@
+"""Models to evaluate: a Dynamic-LLaVA run or a stock dense LLaVA, and how its sparsity is set for one evaluation."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+import dynamic_llava  # noqa: F401  registers the model with the Auto classes
+
+from ..configuration_dynamic_llava import check_keep_rate
+from ..decisions import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
+
+SUPPORTED_MODEL_TYPES = ("dynamic_llava", "llava")
+
+
+@dataclass(frozen=True)
+class SparsitySettings:
+    """How tokens are dropped in one evaluation; None and "predictor" mean what the checkpoint says.
+
+    Args:
+        image_keep_rate: fraction of image tokens kept, in (0, 1].
+        output_sparsity: whether output tokens are dropped at all.
+        image_selector: `predictor`, or a registered rival such as `random`, at the same rate.
+        output_selector: `predictor`, or a registered rival such as `random`, at the configured rate.
+    """
+
+    image_keep_rate: float | None = None
+    output_sparsity: bool | None = None
+    image_selector: str = PREDICTOR
+    output_selector: str = PREDICTOR
+
+    def __post_init__(self) -> None:
+        if self.image_keep_rate is not None:
+            check_keep_rate("image_keep_rate", self.image_keep_rate)
+        if self.output_sparsity not in (None, True, False):
+            raise ValueError(f"output_sparsity must be True or False, got {self.output_sparsity!r}.")
+        for name, rivals in (("image_selector", IMAGE_SELECTORS), ("output_selector", OUTPUT_SELECTORS)):
+            known = [PREDICTOR, *sorted(rivals)]
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+    def call_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for `forward` and `generate`: only what differs from the checkpoint's own behaviour."""
+        default = SparsitySettings()
+        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with its processor.
+
+    A plain holder on purpose: `lmms.clean()` deletes module attributes of the lmms-eval model after every evaluation,
+    and a report evaluates one model several times.
+    """
+
+    path: str
+    model: PreTrainedModel
+    processor: ProcessorMixin
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is a stock LLaVA, which drops nothing."""
+        return self.model.config.model_type == "llava"
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.device
+
+    def call_kwargs(self, settings: SparsitySettings) -> dict[str, Any]:
+        """`settings` as keyword arguments of this model; `ValueError` where a dense model is asked to drop tokens."""
+        kwargs = settings.call_kwargs()
+        if self.is_dense and kwargs:
+            raise ValueError(
+                f"{self.path} is a dense LLaVA and drops no tokens; leave out {', '.join(kwargs)} "
+                "or evaluate a Dynamic-LLaVA checkpoint."
+            )
+        return kwargs
+
+    def image_keep_rate(self, settings: SparsitySettings) -> float | None:
+        """The image rate in force, None for a dense model."""
+        if self.is_dense:
+            return None
+        sparsity = self.model.config.sparsity
+        return settings.image_keep_rate or (sparsity.image_keep_rate if sparsity.image_predictor else 1.0)
+
+
+def load_model(path: str | Path, dtype: str = "auto", device: str | None = None) -> LoadedModel:
+    """Load a Dynamic-LLaVA or stock LLaVA checkpoint with its processor, ready for inference.
+
+    Args:
+        path: folder, or name on the hub.
+        dtype: `auto` (as saved) or a torch floating point type such as `bfloat16`.
+        device: torch device; None means the first GPU where there is one.
+
+    Raises:
+        FileNotFoundError: no such folder or hub name, or a folder without a model.
+        ValueError: another kind of model, or an unknown dtype.
+    """
+    path = str(path)
+    torch_dtype = _parse_dtype(dtype)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise FileNotFoundError(f"{path} holds no config.json; pass the folder of a finished run.")
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise FileNotFoundError(f"No model at {path!r}: not a folder here, and not to be had from the hub.") from error
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"{path} is a {config.model_type!r} model; this evaluates {' and '.join(SUPPORTED_MODEL_TYPES)}. "
+            f"For others run `python -m lmms_eval`."
+        )
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch_dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedModel(path, model.to(device).eval(), AutoProcessor.from_pretrained(path))
+
+
+def _parse_dtype(dtype: str) -> str | torch.dtype:
+    if dtype == "auto":
+        return dtype
+    parsed = getattr(torch, str(dtype), None)
+    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
+        raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}.")
+    return parsed
+
+
+def environment(loaded: LoadedModel) -> dict[str, str]:
+    """Versions and hardware behind the numbers of `loaded`."""
+    device = torch.cuda.get_device_name() if loaded.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    return {
+        "device": device,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,165 @@
+"""One evaluation of one loaded model: lmms-eval tasks, and perplexity where descriptions are asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .lmms_model import DynamicLlava
+from .loading import LoadedModel, SparsitySettings
+from .perplexity import score_answers
+from .shapes_task import ROOT_VARIABLE, require_shapes, shapes_root
+from .tasks import task_manager_for
+
+# The split whose answers are scored beside each task.
+PERPLEXITY_FILES = {"shapes_describe": "test_describe.json"}
+SHAPES_FILES = {"shapes_vqa": "test_vqa.json", **PERPLEXITY_FILES}
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation covers.
+
+    Args:
+        tasks: lmms-eval task names.
+        batch_size: prompts per `generate` call and samples per scoring call.
+        limit: documents per task; None means all.
+        seed: of the random selectors; the same seed and batch size repeat an evaluation.
+        tasks_dir: folder of task YAML, see `task_manager_for`.
+    """
+
+    tasks: tuple[str, ...]
+    batch_size: int = 16
+    limit: int | None = None
+    seed: int = 0
+    tasks_dir: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """Results with the settings that made them. `metrics` maps task -> metric -> value, `samples` task -> documents."""
+
+    model: str
+    settings: SparsitySettings
+    options: EvaluationOptions
+    metrics: dict[str, dict[str, float]]
+    lmms_eval_version: str
+    samples: dict[str, list[dict[str, Any]]] = field(repr=False)
+    records: list[dict[str, Any]] = field(repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the samples, ready for JSON."""
+        return {
+            "model": self.model,
+            "settings": asdict(self.settings),
+            "options": asdict(self.options),
+            "metrics": self.metrics,
+            "lmms_eval_version": self.lmms_eval_version,
+        }
+
+
+@contextmanager
+def shapes_root_at(root: str | Path | None):
+    """Let the shapes tasks read `root`; None leaves the environment as it is."""
+    before = os.environ.get(ROOT_VARIABLE)
+    if root is not None:
+        os.environ[ROOT_VARIABLE] = str(root)
+    try:
+        yield
+    finally:
+        os.environ.pop(ROOT_VARIABLE, None)
+        if before is not None:
+            os.environ[ROOT_VARIABLE] = before
+
+
+def check_data(tasks: Sequence[str]) -> None:
+    """`FileNotFoundError` where the data of a shapes task is missing, before a model is loaded."""
+    for task in tasks:
+        if task in SHAPES_FILES:
+            require_shapes(shapes_root(), SHAPES_FILES[task])
+
+
+def evaluate_tasks(loaded: LoadedModel, settings: SparsitySettings, options: EvaluationOptions) -> Evaluation:
+    """Run lmms-eval on `options.tasks`, and score the descriptions where `shapes_describe` is among them."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    manager = task_manager_for(options.tasks, options.tasks_dir)
+    check_data(options.tasks)
+    lm = DynamicLlava(loaded, **asdict(settings), batch_size=options.batch_size)
+    output = simple_evaluate(
+        model=lm,
+        tasks=list(options.tasks),
+        task_manager=manager,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        bootstrap_iters=0,
+        torch_random_seed=options.seed,
+    )
+    results = output["results"]
+    metrics = {task: numeric_metrics(results[task]) for task in sorted(results, key=_order(options.tasks))}
+    for task in options.tasks:
+        if task in PERPLEXITY_FILES:
+            scores = score_answers(
+                loaded,
+                shapes_root() / PERPLEXITY_FILES[task],
+                shapes_root(),
+                settings,
+                batch_size=options.batch_size,
+                limit=options.limit,
+                seed=options.seed,
+            )
+            metrics.setdefault(task, {}).update(scores.summary())
+    return Evaluation(
+        loaded.path,
+        settings,
+        options,
+        metrics,
+        version("lmms_eval"),
+        output["samples"],
+        [asdict(record) for record in lm.records],
+    )
+
+
+def _order(tasks: Sequence[str]) -> Callable[[str], int]:
+    """Sort key that keeps the tasks asked for in their order; members of a group come last."""
+    return lambda name: tasks.index(name) if name in tasks else len(tasks)
+
+
+def numeric_metrics(values: dict[str, Any]) -> dict[str, float]:
+    """lmms-eval's `{"accuracy,none": ..., "accuracy_stderr_clt,none": ...}` as plain names, numbers only.
+
+    Of the standard errors only the one of the mean is kept, as `<metric>_stderr`; filters other than `none` stay in
+    the name.
+    """
+    metrics = {}
+    for key, value in values.items():
+        name, _, filter_name = key.partition(",")
+        other_stderr = "_stderr" in name and not name.endswith("_stderr_clt")
+        if other_stderr or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        name = name.replace("_stderr_clt", "_stderr")
+        metrics[name if filter_name in ("", "none") else f"{name}/{filter_name}"] = float(value)
+    return metrics
+
+
+def write_evaluation(evaluation: Evaluation, output: str | Path) -> Path:
+    """Write `results.json`, `samples_<task>.jsonl` and `requests.jsonl` into the folder `output`; returns the first."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, samples in evaluation.samples.items():
+        _write_lines(folder / f"samples_{task}.jsonl", samples)
+    _write_lines(folder / "requests.jsonl", evaluation.records)
+    path = folder / "results.json"
+    path.write_text(json.dumps(evaluation.summary(), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
