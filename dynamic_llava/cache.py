@@ -6,8 +6,9 @@ kept: the next token then overwrites a dropped one. Nothing is concatenated, the
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from .slots import SlotTable
 
@@ -18,14 +19,23 @@ class SparseLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
+    @property
+    def is_compileable(self) -> bool:
+        """Whether the storage has a fixed size."""
+        return self.table.fixed_size is not None
+
     def __init__(self, table: SlotTable) -> None:
         super().__init__()
         self.table = table
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_zeros(*key_states.shape[:2], 0, key_states.shape[-1])
-        self.values = value_states.new_zeros(*value_states.shape[:2], 0, value_states.shape[-1])
+        slots = self.table.fixed_size or 0
+        self.keys = key_states.new_zeros(*key_states.shape[:2], slots, key_states.shape[-1])
+        self.values = value_states.new_zeros(*value_states.shape[:2], slots, value_states.shape[-1])
+        if slots:
+            torch._dynamo.mark_static_address(self.keys)
+            torch._dynamo.mark_static_address(self.values)
         self.is_initialized = True
 
     def _grow(self, tensor: Tensor) -> Tensor:
@@ -40,11 +50,12 @@ class SparseLayer(CacheLayerMixin):
         """Write `(B, H_kv, n, d)` at the slots that the table has planned; return the readable slots."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = self._grow(self.keys), self._grow(self.values)
+        if not self.table.fixed_size:
+            self.keys, self.values = self._grow(self.keys), self._grow(self.values)
         index = self.table.write_index[:, None, :, None].expand_as(key_states)
         self.keys.scatter_(2, index, key_states)
         self.values.scatter_(2, index, value_states)
-        if self.table.read_length == key_states.shape[2]:
+        if not self.table.started:
             # Nothing was there before: the new states are all there is, already contiguous.
             return key_states, value_states
         return self.keys[:, :, : self.table.read_length], self.values[:, :, : self.table.read_length]
@@ -57,7 +68,7 @@ class SparseLayer(CacheLayerMixin):
         return self.table.length_bound + query_length, 0
 
     def get_max_length(self) -> int:
-        return -1
+        return self.table.fixed_size or -1
 
     def reset(self) -> None:
         self.keys = self.values = None
@@ -66,14 +77,9 @@ class SparseLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """The table moves the cursors back for all layers at once; slots are overwritten later."""
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
-            self.keys = self.keys.repeat_interleave(repeats, dim=0)
-            self.values = self.values.repeat_interleave(repeats, dim=0)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        if self.is_initialized:
-            self.keys, self.values = self.keys[indices], self.values[indices]
+            self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
 
 
 class SparseCache(Cache):
@@ -87,15 +93,26 @@ class SparseCache(Cache):
     Args:
         config: `DynamicLlavaConfig`.
         block_size: slots added when the storage of the sparse layers is full.
+        max_length: fixed size of all layers in tokens, for compiled decoding; None grows.
     """
 
-    def __init__(self, config, block_size: int = 64) -> None:
+    def __init__(self, config, block_size: int = 64, max_length: int | None = None) -> None:
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {max_length}.")
         num_layers = config.text_config.num_hidden_layers
         self.sparse_layer = config.sparsity.sparse_layer
-        self.table = SlotTable(block_size)
-        layers: list[CacheLayerMixin] = [DynamicLayer() for _ in range(self.sparse_layer)]
+        self.max_length = max_length
+        self.table = SlotTable(block_size, fixed_size=max_length)
+        layers: list[CacheLayerMixin] = [
+            DynamicLayer() if max_length is None else StaticLayer(max_length) for _ in range(self.sparse_layer)
+        ]
         layers += [SparseLayer(self.table) for _ in range(num_layers - self.sparse_layer)]
         super().__init__(layers=layers)
+
+    @property
+    def started(self) -> bool:
+        """Whether tokens have been fed."""
+        return self.table.started
 
     @property
     def kept_lengths(self) -> Tensor:
@@ -107,8 +124,8 @@ class SparseCache(Cache):
         tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
         return sum(t.untyped_storage().nbytes() for t in tensors)
 
-    def check_model(self, config, batch_size: int) -> None:
-        """Raise `ValueError` when the cache was made for another decoder or holds another number of rows."""
+    def check_call(self, config, batch_size: int, length: int) -> None:
+        """Raise `ValueError` when a call does not fit: another decoder, another number of rows, too many tokens."""
         num_layers = config.text_config.num_hidden_layers
         if (len(self.layers), self.sparse_layer) != (num_layers, config.sparsity.sparse_layer):
             raise ValueError(
@@ -116,27 +133,34 @@ class SparseCache(Cache):
                 f"the model has {num_layers} with sparse_layer={config.sparsity.sparse_layer}; "
                 "make one with SparseCache(model.config)."
             )
-        first = self.layers[0]
-        if first.is_initialized and first.keys.numel() and first.keys.shape[0] != batch_size:
+        if self.started and len(self.table.cursor) != batch_size:
             raise ValueError(
-                f"The SparseCache holds {first.keys.shape[0]} rows, the call has {batch_size}; "
+                f"The SparseCache holds {len(self.table.cursor)} rows, the call has {batch_size}; "
                 "pass a new SparseCache(model.config) or the rows it was made for."
             )
+        if self.max_length is not None and length > 1:
+            seen = int(self.get_seq_length())
+            if seen + length > self.max_length:
+                raise ValueError(
+                    f"{seen} tokens seen and {length} more do not fit a SparseCache of max_length={self.max_length}; "
+                    "make a longer one."
+                )
 
     def reset(self) -> None:
         super().reset()
         self.table.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
+        super().reorder_cache(beam_idx)
+        self.table.map_rows(lambda tensor: tensor[beam_idx])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self.table.map_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        if self.started:
+            rows = torch.arange(len(self.table.cursor), device=self.table.cursor.device)
+            self.reorder_cache(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self.table.map_rows(lambda tensor: tensor[indices])
+        self.reorder_cache(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens seen, as if they had never been fed.

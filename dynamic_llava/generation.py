@@ -13,7 +13,7 @@ from .cache import SparseCache
 from .functional import gather_kept
 from .statistics import SparsityStatistics
 
-CACHES = (None, "dynamic")
+CACHES = (None, "dynamic", "static")
 
 
 class DynamicGenerationMixin:
@@ -41,7 +41,12 @@ class DynamicGenerationMixin:
         return output
 
     def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs: dict[str, Any], generation_mode: GenerationMode, *args, **kwargs
+        self,
+        generation_config,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
     ) -> None:
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
             raise ValueError(
@@ -55,14 +60,26 @@ class DynamicGenerationMixin:
                     f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
                     "pass dynamic_llava.SparseCache(model.config), or nothing."
                 )
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
+            super()._prepare_cache_for_generation(
+                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+            )
         elif generation_config.use_cache is not False:
             if generation_config.cache_implementation not in CACHES:
                 raise ValueError(
                     f"cache_implementation={generation_config.cache_implementation!r} is not one that drops tokens; "
-                    "leave it out to decode on a SparseCache."
+                    "leave it out to decode on a SparseCache, or pass 'static' for one of fixed size."
                 )
-            model_kwargs["past_key_values"] = SparseCache(self.config)
+            fixed = generation_config.cache_implementation == "static"
+            length = max(max_cache_length, generation_config.max_cache_len or 0) if fixed else None
+            model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length)
+
+    def create_masks_for_generate(
+        self, attention_mask: Tensor | None, past_key_values: SparseCache, **_
+    ) -> Tensor | None:
+        """The 2D mask of a cache of fixed size, `(B, max_length)`: its shape does not change from step to step."""
+        if attention_mask is None:
+            return None
+        return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict[str, Any], *args, **kwargs):
         if not model_kwargs.get("use_cache", True) and "prompt_length" not in model_kwargs:

@@ -83,7 +83,7 @@ class DynamicLlamaModel(LlamaModel):
         Returns:
             `last_hidden_state (B, N, D)`, 0 at tokens that the sparse layers did not compute, and the decision.
         """
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        seen = seen_tokens(past_key_values)
         if position_ids is None:
             position_ids = _position_ids(inputs_embeds, attention_mask, seen)
         causal_mask = create_causal_mask(
@@ -132,11 +132,11 @@ class DynamicLlamaModel(LlamaModel):
         mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden)
         return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, position_ids, **kwargs)
 
-    def _step(self, hidden: Tensor, decision: Decision, position_ids: Tensor, seen: int, **kwargs) -> Tensor:
+    def _step(self, hidden: Tensor, decision: Decision, position_ids: Tensor, seen: int | Tensor, **kwargs) -> Tensor:
         """One generated token per row on the cache: it sees the slots and itself, and stays only where it is kept."""
         table = kwargs["past_key_values"].table
         one = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        visible = table.plan(one, torch.full_like(one, seen, dtype=torch.long), padded=False)
+        visible = table.plan(one, torch.zeros_like(one, dtype=torch.long) + seen, padded=False)
         hidden = self._run_sparse(hidden, visible, position_ids, **kwargs)
         keep = one if decision.output_keep_mask is None else decision.output_keep_mask
         table.commit(keep[:, 0].long(), most=1)
@@ -149,18 +149,22 @@ class DynamicLlamaModel(LlamaModel):
         spans: TokenSpans,
         position_ids: Tensor,
         causal_mask: Tensor | None,
-        seen: int,
+        seen: int | Tensor,
         **kwargs,
     ) -> Tensor:
         """Several tokens per row: the sparse layers run on those that stay, at their original positions."""
         cache: SparseCache | None = kwargs["past_key_values"]
         stay, hidden_keys = _split(decision, spans)
-        if stay is None and hidden_keys is None and seen == 0:
+        started = cache is not None and cache.started
+        if stay is None and hidden_keys is None and not started:
             # Nothing to drop: exactly the stock decoder, padding included.
             if cache is not None:
                 columns = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
                 cache.table.plan(spans.present, columns, padded=spans.has_padding)
             sparse = self.layers[self.sparsity.sparse_layer :]
+            if causal_mask is not None:
+                # A cache of fixed size has columns that are not written yet.
+                causal_mask = causal_mask[..., : hidden.shape[1]]
             output = self._run(sparse, hidden, causal_mask, position_ids, **kwargs)
             if cache is not None:
                 cache.table.commit_all(hidden.shape[1])
@@ -171,7 +175,7 @@ class DynamicLlamaModel(LlamaModel):
         visible = None
         if cache is not None:
             visible = cache.table.plan(valid, index + seen, padded=False)
-            if full and seen == 0:
+            if full and not started:
                 visible = None
         elif hidden_keys is not None:
             visible = visible_columns(~hidden_keys.gather(1, index), causal_candidates(valid))
@@ -181,7 +185,7 @@ class DynamicLlamaModel(LlamaModel):
         if cache is not None:
             cache.table.commit(valid.sum(dim=-1), most=index.shape[1])
             if stay is not None:
-                cache.table.crop_floor = seen + hidden.shape[1]
+                cache.table.crop_floor = int(seen) + hidden.shape[1]
         return scatter_kept(output, index, valid, torch.zeros_like(hidden))
 
 
@@ -202,9 +206,17 @@ def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor
     return (None if stay is None else stay & spans.present), hidden_keys
 
 
-def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int) -> Tensor:
+def seen_tokens(cache: SparseCache | None) -> int | Tensor:
+    """Tokens fed so far; a tensor of its own where the cache has a fixed size, which counts on the device."""
+    if cache is None:
+        return 0
+    seen = cache.get_seq_length()
+    return seen.clone() if isinstance(seen, Tensor) else seen
+
+
+def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:
     """Number of present tokens in front of each token, `(B or 1, N)`."""
-    length = inputs_embeds.shape[1]
+    columns = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
     if attention_mask is None:
-        return torch.arange(seen, seen + length, device=inputs_embeds.device)[None]
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        return columns[None]
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, columns]

@@ -22,7 +22,7 @@ from .configuration_dynamic_llava import DynamicLlavaConfig
 from .decisions import Decision, SparsityOptions, TokenSpans
 from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
-from .modeling_dynamic_llama import DynamicLlamaModel
+from .modeling_dynamic_llama import DynamicLlamaModel, seen_tokens
 from .token_spans import IGNORE_INDEX, answer_token_mask, generated_token_mask, image_token_mask
 
 
@@ -62,8 +62,6 @@ class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
 
     config_class = DynamicLlavaConfig
     config: DynamicLlavaConfig
-    # Packing kept tokens reads one number per prefill back from the device.
-    _can_compile_fullgraph = False
     _supports_flex_attn = False
 
 
@@ -129,10 +127,10 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             image_mask = placeholder[..., 0]
         elif input_ids is not None and input_ids.shape[1] > 1:
             self._require_no_image_tokens(input_ids)
-        seen = self._check_cache(past_key_values, inputs_embeds.shape[0])
+        self._check_cache(past_key_values, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
-        spans = _token_spans(inputs_embeds, attention_mask, seen, image_mask, labels, prompt_length)
+        spans = _token_spans(inputs_embeds, attention_mask, past_key_values, image_mask, labels, prompt_length)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             spans=spans,
@@ -160,17 +158,16 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
                 "passed; pass the processor's pixel_values, or remove <image> from the prompt."
             )
 
-    def _check_cache(self, cache: Cache | None, batch_size: int) -> int:
-        """Tokens seen by `cache`; `ValueError` when it is not a `SparseCache` for this model and batch."""
+    def _check_cache(self, cache: Cache | None, batch_size: int, length: int) -> None:
+        """`ValueError` when `cache` is not a `SparseCache` for this model and call."""
         if cache is None:
-            return 0
+            return
         if not isinstance(cache, SparseCache):
             raise ValueError(
                 f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
                 "pass dynamic_llava.SparseCache(model.config), or nothing."
             )
-        cache.check_model(self.config, batch_size)
-        return cache.get_seq_length()
+        cache.check_call(self.config, batch_size, length)
 
 
 class DynamicLlavaForConditionalGeneration(
@@ -317,7 +314,7 @@ class DynamicLlavaForConditionalGeneration(
 def _token_spans(
     inputs_embeds: Tensor,
     attention_mask: Tensor | None,
-    seen: int,
+    cache: SparseCache | None,
     image_mask: Tensor | None,
     labels: Tensor | None,
     prompt_length: int | None,
@@ -325,16 +322,23 @@ def _token_spans(
     batch_size, length = inputs_embeds.shape[:2]
     present = torch.ones(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
     has_padding = False
+    single_output = length == 1 and cache is not None and cache.started
     if attention_mask is not None:
-        if attention_mask.shape != (batch_size, seen + length):
+        seen = 0
+        if cache is not None and cache.max_length is not None:
+            columns = cache.max_length
+        else:
+            seen = 0 if cache is None else cache.get_seq_length()
+            columns = seen + length
+        if attention_mask.shape != (batch_size, columns):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but {seen} tokens are cached and {length} "
-                f"are passed for {batch_size} rows; pass one of shape {(batch_size, seen + length)}, 0 at padding."
+                f"are passed for {batch_size} rows; pass one of shape {(batch_size, columns)}, 0 at padding."
             )
-        if length > 1:
-            present = attention_mask[:, -length:].bool()
+        if not single_output:
+            start = int(seen_tokens(cache))
+            present = attention_mask[:, start : start + length].bool()
             has_padding = not bool(present.all())
-    single_output = seen > 0 and length == 1
     output = None
     if single_output:
         output = present

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .functional import new_steering
+
 
 class SlotTable:
     """Cursors and validity of the slots.
@@ -18,19 +20,24 @@ class SlotTable:
         length_bound: host-side upper bound of the cursors.
         write_index: `(B, n)` slots of the tokens being written.
         read_length: slots that the call in progress reads.
-        steering: `(B, 3)` state of `functional.steered_keep_mask`, None where no rate was asked for.
+        steering: `(B, 3)` state of `functional.steered_keep_mask`.
         counts: `(B, 4)` long: image tokens seen and kept, output tokens judged and kept.
+
+    With `fixed_size` all tensors are allocated once and changed in place, and no Python number changes from step to
+    step, so that a compiled decode step runs on unchanged.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, fixed_size: int | None = None) -> None:
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}.")
         self.block_size = block_size
+        self.fixed_size = fixed_size
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, as freshly made."""
         self.capacity = self.length_bound = self.read_length = 0
+        self.started = False
         self.cursor: Tensor | None = None
         self.valid: Tensor | None = None
         self.column: Tensor | None = None
@@ -43,12 +50,20 @@ class SlotTable:
 
     def _start(self, batch_size: int, device: torch.device) -> None:
         self.cursor = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self.valid = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
-        self.column = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
+        self.capacity = self.fixed_size or 0
+        self.valid = torch.zeros(batch_size, self.capacity, dtype=torch.bool, device=device)
+        self.column = torch.zeros(batch_size, self.capacity, dtype=torch.long, device=device)
         self.counts = torch.zeros(batch_size, 4, dtype=torch.long, device=device)
+        self.steering = new_steering(batch_size, device)
+        if self.fixed_size:
+            for tensor in (self.cursor, self.valid, self.column, self.counts, self.steering):
+                torch._dynamo.mark_static_address(tensor)
 
     def _reserve(self, number: int) -> None:
         """Make room for `number` more slots; the bound is tightened where that is free or saves a growth."""
+        if self.fixed_size:
+            self.read_length = self.fixed_size if self.started else number
+            return
         on_host = self.cursor.device.type == "cpu"
         if on_host or self.length_bound + number > self.capacity:
             self.length_bound = int(self.cursor.max())
@@ -58,6 +73,7 @@ class SlotTable:
             missing = self.capacity - self.valid.shape[1]
             self.valid = torch.nn.functional.pad(self.valid, (0, missing))
             self.column = torch.nn.functional.pad(self.column, (0, missing))
+        self.read_length = self.length_bound + number
 
     def plan(self, valid: Tensor, column: Tensor, padded: bool) -> Tensor | None:
         """Choose the slots of a call's tokens and say what each of them sees.
@@ -78,10 +94,9 @@ class SlotTable:
         self._reserve(number)
         steps = torch.arange(number, device=valid.device)
         self.write_index = self.cursor[:, None] + steps
-        self.read_length = self.length_bound + number
         self.valid.scatter_(1, self.write_index, valid)
         self.column.scatter_(1, self.write_index, column)
-        exact = self.cursor.device.type == "cpu" and batch_size == 1
+        exact = self.cursor.device.type == "cpu" and batch_size == 1 and not self.fixed_size
         if exact and number == 1 and not self.has_padding:
             return None
         slots = torch.arange(self.read_length, device=valid.device)
@@ -91,8 +106,10 @@ class SlotTable:
 
     def commit(self, advance: Tensor, most: int) -> None:
         """Move the cursors on by `advance (B,)`, each at most `most`."""
-        self.cursor = self.cursor + advance
-        self.length_bound += most
+        self.cursor.add_(advance)
+        self.started = True
+        if not self.fixed_size:
+            self.length_bound += most
 
     def commit_all(self, number: int) -> None:
         """Move every cursor on by `number`."""
@@ -101,14 +118,14 @@ class SlotTable:
     def record(self, decision, spans) -> None:
         """Note what a call decided: counts, and where the steering of the output rate stands."""
         if decision.steering is not None:
-            self.steering = decision.steering
+            self.steering.copy_(decision.steering)
         columns = []
         for tokens, keep in ((spans.image, decision.image_keep_mask), (spans.output, decision.output_keep_mask)):
             if tokens is None:
                 columns += [torch.zeros_like(self.counts[:, 0])] * 2
             else:
                 columns += [tokens.sum(dim=-1), (tokens if keep is None else tokens & keep).sum(dim=-1)]
-        self.counts = self.counts + torch.stack(columns, dim=-1)
+        self.counts.add_(torch.stack(columns, dim=-1))
 
     def kept_lengths(self) -> Tensor:
         """`(B,)` long: stored tokens of each row, padding not counted."""

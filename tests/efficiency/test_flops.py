@@ -83,7 +83,8 @@ def test_dense_steps_equal_counter(config):
     assert flops.decode_step_flops(config, length) == pytest.approx(real, rel=1e-3)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.full((1, 7), 5)], dim=1)
     real = counted(lambda: model(**inputs, use_cache=False, logits_to_keep=1))
-    assert flops.decode_step_flops_no_cache(config, TEXT, 7) == pytest.approx(real, rel=1e-3)
+    expected = flops.decode_step_flops_no_cache(config, TEXT, 7) + flops.vision_flops(config)
+    assert expected == pytest.approx(real, rel=1e-3)
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.55, 1.0])
@@ -119,7 +120,22 @@ def test_our_step_without_cache_equals_counter(config, rate):
         head.bias[0] -= threshold
     real = counted(lambda: model(**inputs, prompt_length=length, use_cache=False, logits_to_keep=1))
     expected = flops.decode_step_flops_no_cache(config, TEXT, 9, config.sparsity.image_keep_rate, rate)
-    assert expected == pytest.approx(real, rel=1e-3)
+    assert expected + flops.vision_flops(config) == pytest.approx(real, rel=1e-3)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("build", [stock, ours])
+def test_generation_equals_generate(config, build, use_cache):
+    model, inputs, length = build(config), prompt(config), 6
+    rates = (None, None)
+    if build is ours:
+        # The random predictor keeps every token, so that the rate is known.
+        model.model.language_model.output_predictor.head[-1].bias.data[0] += 100
+        rates = (config.sparsity.image_keep_rate, 1.0)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    options = {"min_new_tokens": length, "max_new_tokens": length, "do_sample": False, "use_cache": use_cache}
+    real = counted(lambda: model.generate(**inputs, **options))
+    assert flops.generation_flops(config, TEXT, length, *rates, use_cache=use_cache) == pytest.approx(real, rel=1e-3)
 
 
 def untouched(model_class, config):
