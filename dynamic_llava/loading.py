@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from safetensors import SafetensorError
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
@@ -18,11 +20,14 @@ class DynamicLoadingMixin:
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """Load a Dynamic-LLaVA or LLaVA-1.5 checkpoint in Hugging Face layout.
 
-        Predictors that the checkpoint does not hold are new; a message says so.
+        Predictors that the checkpoint does not hold are new; a message says so. With a bitsandbytes
+        `quantization_config` the predictors stay in the compute dtype.
 
         Raises:
             ValueError: a weight other than a predictor's is missing or unknown, or a file is damaged.
         """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _spare_predictors(kwargs["quantization_config"])
         verbosity = logging.get_verbosity()
         try:
             # The generic report calls new predictors a warning of its own; the message below replaces it.
@@ -39,6 +44,16 @@ class DynamicLoadingMixin:
             logging.set_verbosity(verbosity)
         _check_keys(str(pretrained_model_name_or_path), info)
         return (model, info) if output_loading_info else model
+
+
+def _spare_predictors(quantization):
+    """A copy of a bitsandbytes configuration that leaves the predictors (and the head) in the compute dtype."""
+    if not hasattr(quantization, "llm_int8_skip_modules"):
+        return quantization
+    quantization = copy.deepcopy(quantization)
+    spared = quantization.llm_int8_skip_modules or ["lm_head"]
+    quantization.llm_int8_skip_modules = [*spared, *(name.rstrip(".") for name in PREDICTORS)]
+    return quantization
 
 
 def _check_keys(source: str, info: dict) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from dynamic_llava import DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, SparsityConfig
 
-from .tiny import stock_model, tiny_model
+from .tiny import batch_of, mixed_prompts, stock_model, tiny_model
 
 
 @pytest.fixture
@@ -138,3 +138,25 @@ def test_sparse_layer_outside_the_decoder():
 def test_a_decoder_that_is_not_llama():
     with pytest.raises(ValueError, match="needs a Llama decoder"):
         DynamicLlavaConfig(text_config={"model_type": "qwen2"})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_loading_spares_the_predictors(tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    model = tiny_model(width=64).to(torch.bfloat16)  # 4-bit blocks hold 64 weights
+    model.save_pretrained(tmp_path)
+    settings = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16} if bits == 4 else {"load_in_8bit": True}
+    loaded = DynamicLlavaForConditionalGeneration.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**settings), dtype=torch.bfloat16
+    )
+    decoder = loaded.model.language_model
+    assert type(decoder.layers[3].mlp.up_proj).__name__ == {4: "Linear4bit", 8: "Linear8bitLt"}[bits]
+    for predictor in ("image_predictor", "output_predictor"):
+        for name, value in getattr(decoder, predictor).named_parameters():
+            assert value.dtype == torch.bfloat16, name
+            assert torch.equal(value, model.get_parameter(f"model.language_model.{predictor}.{name}")), name
+    batch = batch_of(*mixed_prompts(), "left")
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    assert loaded.generate(**batch, max_new_tokens=4, do_sample=False, pad_token_id=0).shape[0] == 4

@@ -12,12 +12,12 @@ IMAGE_TOKENS = 16
 PAD = 0
 
 
-def tiny_config(attention: str = "sdpa", kv_heads: int = 2, **sparsity) -> DynamicLlavaConfig:
+def tiny_config(attention: str = "sdpa", kv_heads: int = 2, width: int = 32, **sparsity) -> DynamicLlavaConfig:
     config = DynamicLlavaConfig(
         text_config=LlamaConfig(
             vocab_size=100,
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=width,
+            intermediate_size=2 * width,
             num_hidden_layers=5,
             num_attention_heads=4,
             num_key_value_heads=kv_heads,
@@ -28,8 +28,8 @@ def tiny_config(attention: str = "sdpa", kv_heads: int = 2, **sparsity) -> Dynam
             initializer_range=0.3,
         ),
         vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=width,
+            intermediate_size=2 * width,
             num_hidden_layers=3,
             num_attention_heads=4,
             image_size=28,
