@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import functional
 from .configuration_dynamic_llava import SparsityConfig, check_image_selection, check_keep_rate
+from .token_spans import TokenSpans
 
 # Rivals of the learned predictors, by name; the packages under `selection` add theirs.
 #   image:  (hidden (B, N_image, D), valid (B, N_image) bool) -> scores (B, N_image), higher = keep
@@ -17,23 +18,6 @@ from .configuration_dynamic_llava import SparsityConfig, check_image_selection, 
 IMAGE_SELECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 OUTPUT_SELECTORS: dict[str, Callable[[Tensor, float], Tensor]] = {}
 PREDICTOR = "predictor"
-
-
-@dataclass
-class TokenSpans:
-    """Tokens of a call by kind, `(B, N)` bool each.
-
-    `present` is false at padding; `image` and `output` are None where the call has none. `generated` tells that
-    `output` was written by `generate` without a cache, so that dropped tokens leave the sequence; `single_output` that
-    the call is one generated token per row on a cache.
-    """
-
-    present: Tensor
-    has_padding: bool
-    image: Tensor | None = None
-    output: Tensor | None = None
-    generated: bool = False
-    single_output: bool = False
 
 
 @dataclass

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import backend_mask, causal_candidates, gated_implementation
 from .cache import SparseCache
 from .configuration_dynamic_llava import SparsityConfig
-from .decisions import Decision, SparsityOptions, TokenSpans, decide, draw
+from .decisions import Decision, SparsityOptions, decide, draw
 from .functional import gather_kept, pack_left, scatter_kept, visible_columns
+from .outputs import DynamicLlamaOutput
 from .predictors import ImagePredictor, OutputPredictor, PredictorLinear
-
-
-@dataclass
-class DynamicLlamaOutput(BaseModelOutputWithPast):
-    """`BaseModelOutputWithPast` with the call's `decision`."""
-
-    decision: Decision | None = None
+from .token_spans import TokenSpans
 
 
 class DynamicLlamaModel(LlamaModel):

@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llava.modeling_llava import (
-    LlavaCausalLMOutputWithPast,
-    LlavaModelOutputWithPast,
-    LlavaMultiModalProjector,
-    LlavaPreTrainedModel,
-)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .cache import SparseCache
 from .configuration_dynamic_llava import DynamicLlavaConfig
-from .decisions import Decision, SparsityOptions, TokenSpans
+from .decisions import SparsityOptions
 from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
 from .modeling_dynamic_llama import DynamicLlamaModel, seen_tokens
-from .token_spans import IGNORE_INDEX, answer_token_mask, generated_token_mask, image_token_mask
-
-
-@dataclass
-class DynamicLlavaModelOutput(LlavaModelOutputWithPast):
-    """`LlavaModelOutputWithPast` with the call's `decision`."""
-
-    decision: Decision | None = None
-
-
-@dataclass
-class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
-    """Output of `DynamicLlavaForConditionalGeneration`.
-
-    Changes from `LlavaCausalLMOutputWithPast`:
-        lm_loss: scalar, next-token loss alone; `loss` adds the weighted budgets in training.
-        image_budget_loss, output_budget_loss: scalars, unweighted, in training.
-        image_keep_mask, output_keep_mask: `(B, N)`, 1 where that predictor keeps the token or does not judge it;
-            None where it judged nothing in this call.
-        image_keep_logits: `(B, N_image, 2)`, output_keep_logits: `(B, N_output, 2)`, rows packed to the left, index 0
-            means keep.
-
-    `logits` are those of a zero hidden state at image tokens that were dropped.
-    """
-
-    lm_loss: Tensor | None = None
-    image_budget_loss: Tensor | None = None
-    output_budget_loss: Tensor | None = None
-    image_keep_mask: Tensor | None = None
-    output_keep_mask: Tensor | None = None
-    image_keep_logits: Tensor | None = None
-    output_keep_logits: Tensor | None = None
+from .outputs import DynamicLlavaModelOutput, DynamicLlavaOutput
+from .token_spans import IGNORE_INDEX, find_spans, image_token_mask
 
 
 class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -130,7 +93,15 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         self._check_cache(past_key_values, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
-        spans = _token_spans(inputs_embeds, attention_mask, past_key_values, image_mask, labels, prompt_length)
+        spans = find_spans(
+            inputs_embeds.shape[:2],
+            inputs_embeds.device,
+            attention_mask=self._new_columns(attention_mask, past_key_values, inputs_embeds.shape),
+            single_output=inputs_embeds.shape[1] == 1 and past_key_values is not None and past_key_values.started,
+            image=image_mask,
+            labels=labels,
+            prompt_length=prompt_length,
+        )
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             spans=spans,
@@ -149,6 +120,23 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             image_hidden_states=image_features,
             decision=outputs.decision,
         )
+
+    def _new_columns(self, mask: Tensor | None, cache: SparseCache | None, shape: torch.Size) -> Tensor | None:
+        """The columns of the attention mask that belong to this call's tokens, `(B, N)`."""
+        if mask is None:
+            return None
+        batch_size, length = shape[:2]
+        fixed = cache is not None and cache.max_length is not None
+        columns = cache.max_length if fixed else seen_tokens(cache) + length
+        if mask.shape != (batch_size, columns):
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask.shape)}, but with {length} tokens passed for each of "
+                f"{batch_size} rows it must cover all {columns} columns; pass one of shape {(batch_size, columns)}."
+            )
+        if length == 1:
+            return None  # A single token is never padding; looking would copy from the device in every step.
+        start = int(seen_tokens(cache))
+        return mask[:, start : start + length]
 
     def _require_no_image_tokens(self, input_ids: Tensor) -> None:
         number = int(image_token_mask(input_ids, self.config.image_token_id).sum())
@@ -309,48 +297,3 @@ class DynamicLlavaForConditionalGeneration(
             vocab_size=self.config.text_config.vocab_size,
             num_items_in_batch=num_items_in_batch,
         )
-
-
-def _token_spans(
-    inputs_embeds: Tensor,
-    attention_mask: Tensor | None,
-    cache: SparseCache | None,
-    image_mask: Tensor | None,
-    labels: Tensor | None,
-    prompt_length: int | None,
-) -> TokenSpans:
-    batch_size, length = inputs_embeds.shape[:2]
-    present = torch.ones(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
-    has_padding = False
-    single_output = length == 1 and cache is not None and cache.started
-    if attention_mask is not None:
-        seen = 0
-        if cache is not None and cache.max_length is not None:
-            columns = cache.max_length
-        else:
-            seen = 0 if cache is None else cache.get_seq_length()
-            columns = seen + length
-        if attention_mask.shape != (batch_size, columns):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but {seen} tokens are cached and {length} "
-                f"are passed for {batch_size} rows; pass one of shape {(batch_size, columns)}, 0 at padding."
-            )
-        if not single_output:
-            start = int(seen_tokens(cache))
-            present = attention_mask[:, start : start + length].bool()
-            has_padding = not bool(present.all())
-    output = None
-    if single_output:
-        output = present
-    elif labels is not None:
-        output = answer_token_mask(labels, present)
-    elif prompt_length is not None and prompt_length < length:
-        output = generated_token_mask((batch_size, length), prompt_length, present.device)
-    return TokenSpans(
-        present=present,
-        has_padding=has_padding,
-        image=image_mask,
-        output=output,
-        generated=labels is None,
-        single_output=single_output,
-    )

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
+
+
+@dataclass
+class TokenSpans:
+    """Tokens of a call by kind, `(B, N)` bool each.
+
+    `present` is false at padding; `image` and `output` are None where the call has none. `generated` tells that
+    `output` was written by `generate` without a cache, so that dropped tokens leave the sequence; `single_output` that
+    the call is one generated token per row on a cache.
+    """
+
+    present: Tensor
+    has_padding: bool
+    image: Tensor | None = None
+    output: Tensor | None = None
+    generated: bool = False
+    single_output: bool = False
 
 
 def image_token_mask(input_ids: Tensor, image_token_id: int) -> Tensor:
@@ -32,3 +51,44 @@ def answer_token_mask(labels: Tensor, attention_mask: Tensor | None = None) -> T
 def generated_token_mask(shape: tuple[int, int], prompt_length: int, device: torch.device) -> Tensor:
     """`(B, N)` bool, true from column `prompt_length` on: what `generate` has appended to the prompt."""
     return (torch.arange(shape[1], device=device) >= prompt_length).expand(shape)
+
+
+def find_spans(
+    shape: tuple[int, int],
+    device: torch.device,
+    *,
+    attention_mask: Tensor | None,
+    single_output: bool,
+    image: Tensor | None,
+    labels: Tensor | None,
+    prompt_length: int | None,
+) -> TokenSpans:
+    """The spans of a call on `(B, N)` tokens.
+
+    Args:
+        attention_mask: `(B, N)`, 0 at padding; None means no padding.
+        single_output: the call is one generated token per row on a cache.
+        image: `(B, N)` bool, image tokens; None where there are none.
+        labels: `(B, N)` long; the output tokens are then the answers that they end in.
+        prompt_length: columns from here on were generated.
+    """
+    present = torch.ones(shape, dtype=torch.bool, device=device)
+    has_padding = False
+    if attention_mask is not None:
+        present = attention_mask.bool()
+        has_padding = not bool(present.all())
+    output = None
+    if single_output:
+        output = present
+    elif labels is not None:
+        output = answer_token_mask(labels, present)
+    elif prompt_length is not None and prompt_length < shape[1]:
+        output = generated_token_mask(shape, prompt_length, device)
+    return TokenSpans(
+        present=present,
+        has_padding=has_padding,
+        image=image,
+        output=output,
+        generated=labels is None,
+        single_output=single_output,
+    )

@@ -9,4 +9,9 @@ if [ $# -gt 0 ] && [[ $1 != *=* ]]; then
     config=$1
     shift
 fi
-exec "$PYTHON" -m dynamic_llava.train --config "$config" "$@"
+launch=("$PYTHON" -m)
+if command -v nvidia-smi >/dev/null; then
+    gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+    [ "$gpus" -gt 1 ] && launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$gpus" -m)
+fi
+exec "${launch[@]}" dynamic_llava.train --config "$config" "$@"

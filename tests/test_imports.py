@@ -19,6 +19,7 @@ LAYERS = {
     "attention": 2,
     "cache": 2,
     "decisions": 3,
+    "outputs": 3,
     "statistics": 3,
     "generation": 4,
     "loading": 3,

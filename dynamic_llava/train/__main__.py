@@ -30,9 +30,10 @@ def run(config: StageConfig) -> None:
     if config.data.shapes is not None:
         from ..data.shapes import build_shapes
 
-        build_shapes(config.data.image_folder, **config.data.shapes)
+        with config.training.main_process_first(desc="drawing the shapes"):
+            build_shapes(config.data.image_folder, **config.data.shapes)
     stage.train(config)
-    if config.data.report:
+    if config.data.report and config.training.process_index == 0:
         from ..eval.report import main as report
 
         arguments = {

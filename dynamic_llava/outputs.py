@@ -1,0 +1,49 @@
+"""Outputs of the model classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
+
+from .decisions import Decision
+
+
+@dataclass
+class DynamicLlamaOutput(BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` with the call's `decision`."""
+
+    decision: Decision | None = None
+
+
+@dataclass
+class DynamicLlavaModelOutput(LlavaModelOutputWithPast):
+    """`LlavaModelOutputWithPast` with the call's `decision`."""
+
+    decision: Decision | None = None
+
+
+@dataclass
+class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
+    """Output of `DynamicLlavaForConditionalGeneration`.
+
+    Changes from `LlavaCausalLMOutputWithPast`:
+        lm_loss: scalar, next-token loss alone; `loss` adds the weighted budgets in training.
+        image_budget_loss, output_budget_loss: scalars, unweighted, in training.
+        image_keep_mask, output_keep_mask: `(B, N)`, 1 where that predictor keeps the token or does not judge it;
+            None where it judged nothing in this call.
+        image_keep_logits: `(B, N_image, 2)`, output_keep_logits: `(B, N_output, 2)`, rows packed to the left, index 0
+            means keep.
+
+    `logits` are those of a zero hidden state at image tokens that were dropped.
+    """
+
+    lm_loss: Tensor | None = None
+    image_budget_loss: Tensor | None = None
+    output_budget_loss: Tensor | None = None
+    image_keep_mask: Tensor | None = None
+    output_keep_mask: Tensor | None = None
+    image_keep_logits: Tensor | None = None
+    output_keep_logits: Tensor | None = None
