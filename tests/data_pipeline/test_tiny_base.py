@@ -121,6 +121,9 @@ def test_config_file_is_read_and_checked(tmp_path: Path) -> None:
     path.write_text("tower: {step: 5}")
     with pytest.raises(ValueError, match=r"unknown key 'step'.*steps"):
         load_config(path)
+    path.write_text("rope_theta: 1e6")
+    with pytest.raises(ValueError, match=r"rope_theta is '1e6'.*float"):
+        load_config(path)
     path.write_text("tower: 5")
     with pytest.raises(ValueError, match="mapping"):
         load_config(path)
