@@ -118,16 +118,18 @@ def true_answer(scene: Scene, question: Question) -> str:
         return NUMBERS[sum(words[2] in ("objects", PLURALS[o.shape]) for o in scene.objects)]
     if question.kind == "existence":
         return "yes" if (words[-2], words[-1]) in found else "no"
-    a, b = found[words[2], words[3]], found[words[-2], words[-1]]
-    axis, sign = RELATIONS[" ".join(words[4:-3])]
-    return "yes" if sign * (getattr(a, axis) - getattr(b, axis)) > 0 else "no"
+    a, b = found[words[5], words[6]], found[words[-2], words[-1]]
+    axis, sign = RELATIONS[words[3].rstrip(",")]
+    return a.colour if sign * (getattr(a, axis) - getattr(b, axis)) > 0 else b.colour
 
 
 def test_answers_are_balanced() -> None:
     rng = np.random.default_rng(0)
-    for kind in ("existence", "relation"):
-        answers = Counter(q.answer for s in scenes(600) if (q := ask(s, kind, rng)) is not None)
-        assert 0.42 < answers["yes"] / answers.total() < 0.58
+    answers = Counter(q.answer for s in scenes(600) if (q := ask(s, "existence", rng)) is not None)
+    assert 0.42 < answers["yes"] / answers.total() < 0.58
+    relations = [q for s in scenes(600) if (q := ask(s, "relation", rng)) is not None]
+    first = sum(q.text.split()[5] == q.answer for q in relations)
+    assert 0.42 < first / len(relations) < 0.58
     colours = Counter(q.answer for s in scenes(600) if (q := ask(s, "colour", rng)) is not None)
     assert set(colours) == set(COLOURS)
     assert max(colours.values()) < 0.25 * colours.total()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scene import COLOURS, SHAPES, Scene, SceneObject
+from .scene import COLOURS, COLUMNS, ROWS, SHAPES, Scene, SceneObject
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
-RELATIONS = {"left of": ("x", -1), "right of": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
+RELATIONS = {"left": ("x", -1), "right": ("x", 1), "up": ("y", -1), "down": ("y", 1)}
 
 # Objects that differ by less than this along an axis are never asked to be compared on it.
 RELATION_MARGIN = 16
@@ -86,21 +86,32 @@ def ask_existence(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Asks how two objects stand to each other; None when no pair is clearly apart along the drawn axis."""
+    """Asks which of two objects is further to a side; None when no pair is clearly apart along the drawn axis.
+
+    The answer is a colour, not yes or no: whether "a is left of b" holds depends on both positions and on the word at
+    once, and none of them alone says anything about the answer, so that a small decoder finds no way to begin.
+    """
     relation = _pick(rng, list(RELATIONS))
     axis, sign = RELATIONS[relation]
-    holds = rng.random() < 0.5
-    pairs = []
-    for a in scene.objects:
-        for b in scene.objects:
-            distance = sign * (getattr(a, axis) - getattr(b, axis))
-            if a is not b and (distance >= RELATION_MARGIN if holds else distance <= -RELATION_MARGIN):
-                pairs.append((a, b))
+    pairs = [
+        (a, b)
+        for a in scene.objects
+        for b in scene.objects
+        if a is not b and abs(getattr(a, axis) - getattr(b, axis)) >= RELATION_MARGIN
+    ]
     if not pairs:
         return None
     a, b = _pick(rng, pairs)
-    text = f"Is the {_label(a)} {relation} the {_label(b)}?"
-    return Question("relation", text, "yes" if holds else "no")
+    winner = max(a, b, key=lambda item: sign * getattr(item, axis))
+    return Question("relation", f"Which is further {relation}, the {_label(a)} or the {_label(b)}?", winner.colour)
+
+
+def ask_position(scene: Scene, rng: np.random.Generator) -> Question:
+    """Asks for the row or the column of an object: a lesson on the way to relations, not one of `KINDS`."""
+    item = _pick(rng, list(scene.objects))
+    if rng.random() < 0.5:
+        return Question("position", f"Is the {_label(item)} left, centre or right?", COLUMNS[item.column])
+    return Question("position", f"Is the {_label(item)} upper, middle or lower?", ROWS[item.row])
 
 
 def with_article(word: str) -> str:

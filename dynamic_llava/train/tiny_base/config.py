@@ -1,0 +1,118 @@
+"""The settings of the tiny base, read from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Size of the CLIP tower; the projector reads the output of its last layer but one."""
+
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int = 256
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """Size of the Llama decoder."""
+
+    hidden_size: int = 128
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 384
+    initializer_range: float = 0.06
+
+
+@dataclass(frozen=True)
+class TowerStage:
+    """Recognition warm-up of the tower: every patch learns what covers it."""
+
+    steps: int = 1500
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class AlignStage:
+    """Warm-up of the projector: patches become sums of the word embeddings that describe them."""
+
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class DecoderStage:
+    """Training of projector and decoder on the frozen tower."""
+
+    steps: int = 4000
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    questions_per_picture: int = 10
+    extra_relation_questions: int = 0
+    position_questions: int = 0
+    description_share: float = 0.4
+    save_every: int = 500
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class TinyBaseConfig:
+    """All settings of a run."""
+
+    output: str = "assets/tiny-llava"
+    work_dir: str = "runs/tiny-base"
+    seed: int = 0
+    pictures: int = 24000
+    val_pictures: int = 300
+    test_pictures: int = 1000
+    bf16: bool = False
+    rope_theta: float = 1e6
+    vision: VisionShape = field(default_factory=VisionShape)
+    text: TextShape = field(default_factory=TextShape)
+    tower: TowerStage = field(default_factory=TowerStage)
+    align: AlignStage = field(default_factory=AlignStage)
+    decoder: DecoderStage = field(default_factory=DecoderStage)
+
+
+def load_config(path: str | Path) -> TinyBaseConfig:
+    """Reads a YAML file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: on a key that does not exist, naming it and those that do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config at {path}; pass --config configs/train/tiny_base.yaml")
+    return _build(TinyBaseConfig, yaml.safe_load(path.read_text()) or {}, str(path))
+
+
+def _build(cls: type, values: object, where: str) -> Any:
+    """Makes a settings object of a mapping, naming what does not fit."""
+    known = {f.name: f for f in fields(cls)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a mapping with keys {', '.join(known)}, got {values!r}")
+    built = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; known keys: {', '.join(known)}")
+        if known[key].type in _STAGES:
+            built[key] = _build(_STAGES[known[key].type], value, f"{where}: {key}")
+        elif isinstance(value, _TYPES[known[key].type]):
+            built[key] = value
+        else:
+            # YAML reads 1e6 as text: only 1.0e+6 is a number.
+            raise ValueError(f"{where}: {key} is {value!r}; write a value of type {known[key].type}")
+    return cls(**built)
+
+
+_STAGES = {stage.__name__: stage for stage in (VisionShape, TextShape, TowerStage, AlignStage, DecoderStage)}
+_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
