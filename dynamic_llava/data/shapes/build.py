@@ -11,10 +11,10 @@ import numpy as np
 
 from .describe import describe
 from .draw import draw_scene
-from .questions import KINDS, ask, ask_many
+from .questions import EMBEDDED_KINDS, ask, ask_many
 from .scene import SPLITS, Scene, sample_split_scene
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO_FILE = "info.json"
 
 
@@ -112,7 +112,7 @@ def _build_split(output: Path, split: str, arguments: dict, rng: np.random.Gener
         request, answer = describe(scene, rng)
         descriptions.append(_sample(f"{name}-describe", image, [(request, answer)], kind="description"))
         if split == "train":
-            questions = ask_many(scene, arguments["questions_per_picture"], rng)
+            questions = ask_many(scene, arguments["questions_per_picture"], rng, EMBEDDED_KINDS)
             talks.append(_sample(f"{name}-vqa", image, [(q.text, q.answer) for q in questions]))
         else:
             talks += _single_questions(scene, name, image, rng)
@@ -123,7 +123,7 @@ def _build_split(output: Path, split: str, arguments: dict, rng: np.random.Gener
 
 
 def _single_questions(scene: Scene, name: str, image: str, rng: np.random.Generator) -> list[dict]:
-    asked = [ask(scene, kind, rng) for kind in KINDS]
+    asked = [ask(scene, kind, rng) for kind in EMBEDDED_KINDS]
     return [_sample(f"{name}-{q.kind}", image, [(q.text, q.answer)], kind=q.kind) for q in asked if q is not None]
 
 

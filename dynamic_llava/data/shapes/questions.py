@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,10 @@ ASKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
 }
 KINDS = tuple(ASKERS)
 
+# What the embedded data asks. Relations are part of the tiny base's lessons, but it answers them no better than chance
+# (assets/tiny-llava/README.md), so that they would measure nothing.
+EMBEDDED_KINDS = ("colour", "shape", "count", "existence")
+
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     """Returns one question of `kind`, or None when the scene does not allow it.
@@ -146,14 +150,14 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     return ASKERS[kind](scene, rng)
 
 
-def ask_many(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
+def ask_many(scene: Scene, count: int, rng: np.random.Generator, kinds: Sequence[str] = KINDS) -> list[Question]:
     """Returns up to `count` different questions, the kinds in turn from a random start."""
     questions: dict[str, Question] = {}
-    order = rng.permutation(len(KINDS))
+    order = rng.permutation(len(kinds))
     for attempt in range(count * 4):
         if len(questions) == count:
             break
-        question = ask(scene, KINDS[order[attempt % len(KINDS)]], rng)
+        question = ask(scene, kinds[order[attempt % len(kinds)]], rng)
         if question is not None:
             questions.setdefault(question.text, question)
     picked = list(questions.values())

@@ -10,6 +10,7 @@ import logging
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from ...data.shapes.scene import COLOURS, COLUMNS, PATCH_SIZE, PICTURE_SIZE, ROWS, SHAPES, SIZES, Scene, patch_coverage
@@ -81,6 +82,7 @@ def align_projector(
         model.lm_head.weight.copy_(table)
     vectors, scale = table[list(ids.values())], table.var()
     projector = model.model.multi_modal_projector
+    _start_whitened(projector, features)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=stage.learning_rate, weight_decay=0.0)
     rng = np.random.default_rng(seed)
     for step in range(stage.steps):
@@ -88,9 +90,28 @@ def align_projector(
         words, clear = patch_words([scenes[row] for row in rows], ids)
         optimizer.param_groups[0]["lr"] = learning_rate(step, stage.steps, stage.learning_rate)
         difference = projector(features[rows].float())[clear] - words[clear].float() @ vectors
-        loss = difference.square().mean() / scale
+        # Most patches are background; without the weight they would drown the objects.
+        weight = 0.3 + 0.7 * (~words[clear][:, list(ids).index(_BACKGROUND)]).float()
+        loss = (difference.square().mean(-1) * weight).mean() / scale
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % 100 == 0:
             logger.info("align %d/%d loss %.4f", step + 1, stage.steps, loss.item())
+
+
+@torch.no_grad()
+def _start_whitened(projector: nn.Module, features: torch.Tensor) -> None:
+    """Lets the projector see every direction of the features alike.
+
+    Where an object stands is in the tower's features, but with so little variance beside colour and shape that a
+    projector with random weights learns colours and loses positions.
+    """
+    sample = features[:2000].float().flatten(0, 1)[::7]
+    values, vectors = torch.linalg.eigh(torch.cov(sample.T))
+    whitening = vectors @ torch.diag((values + 1e-3).rsqrt()) @ vectors.T
+    weight = nn.init.orthogonal_(torch.empty_like(projector.linear_1.weight)) @ whitening
+    projector.linear_1.weight.copy_(weight)
+    projector.linear_1.bias.copy_(-(weight @ sample.mean(0)))
+    nn.init.orthogonal_(projector.linear_2.weight, gain=0.1)
+    projector.linear_2.bias.zero_()
