@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-keep-rate", type=float, help="fraction of image tokens kept, in (0, 1]")
     parser.add_argument("--no-output-sparsity", action="store_true", help="keep all output tokens")
     parser.add_argument("--image-selector", default="predictor", help="predictor or random")
+    parser.add_argument("--output-keep-rate", type=float, help="drive the kept fraction of output tokens to this value")
     parser.add_argument("--output-selector", default="predictor", help="predictor or random")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--limit", type=int, help="first documents of each task only")
@@ -55,7 +56,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from .tasks import task_manager_for
 
     settings = SparsitySettings(
-        args.image_keep_rate, False if args.no_output_sparsity else None, args.image_selector, args.output_selector
+        args.image_keep_rate,
+        False if args.no_output_sparsity else None,
+        args.image_selector,
+        args.output_selector,
+        args.output_keep_rate,
     )
     if args.output is None and not Path(args.model).is_dir():
         raise ValueError(f"{args.model} is no folder here to write results into; pass --output.")

@@ -42,7 +42,7 @@ class DynamicLlava(lmms):
 
     Args:
         pretrained: folder, hub name, or a `LoadedModel` that the caller keeps.
-        image_keep_rate, output_sparsity, image_selector, output_selector: see `SparsitySettings`.
+        image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate: see `SparsitySettings`.
         batch_size: prompts per `generate` call.
         max_batch_size: taken because lmms-eval passes it; the batch size is not searched.
         device, dtype: see `load_model`.
@@ -55,6 +55,7 @@ class DynamicLlava(lmms):
         output_sparsity: bool | None = None,
         image_selector: str = PREDICTOR,
         output_selector: str = PREDICTOR,
+        output_keep_rate: float | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -62,7 +63,9 @@ class DynamicLlava(lmms):
     ) -> None:
         super().__init__()
         self.batch_size = _parse_batch_size(batch_size)
-        self.settings = SparsitySettings(image_keep_rate, output_sparsity, image_selector, output_selector)
+        self.settings = SparsitySettings(
+            image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate
+        )
         self.loaded = pretrained if isinstance(pretrained, LoadedModel) else load_model(pretrained, dtype, device)
         self._call_kwargs = self.loaded.call_kwargs(self.settings)
         self.records: list[RequestRecord] = []

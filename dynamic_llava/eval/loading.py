@@ -29,16 +29,20 @@ class SparsitySettings:
         output_sparsity: whether output tokens are dropped at all.
         image_selector: `predictor`, or a registered rival such as `random`, at the same rate.
         output_selector: `predictor`, or a registered rival such as `random`, at the configured rate.
+        output_keep_rate: drive each row's kept fraction of output tokens to this value; None leaves the decisions as
+            they were learned.
     """
 
     image_keep_rate: float | None = None
     output_sparsity: bool | None = None
     image_selector: str = PREDICTOR
     output_selector: str = PREDICTOR
+    output_keep_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.image_keep_rate is not None:
-            check_keep_rate("image_keep_rate", self.image_keep_rate)
+        for name in ("image_keep_rate", "output_keep_rate"):
+            if getattr(self, name) is not None:
+                check_keep_rate(name, getattr(self, name))
         if self.output_sparsity not in (None, True, False):
             raise ValueError(f"output_sparsity must be True or False, got {self.output_sparsity!r}.")
         for name, rivals in (("image_selector", IMAGE_SELECTORS), ("output_selector", OUTPUT_SELECTORS)):

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,20 @@ class Row:
     label: str
     settings: SparsitySettings
     dense: bool = False
+    at_output_rate: bool = False
+
+    def settings_for(self, loaded: LoadedModel) -> SparsitySettings:
+        """The settings; with `at_output_rate` the output rate is driven to the checkpoint's own."""
+        if not self.at_output_rate:
+            return self.settings
+        return replace(self.settings, output_keep_rate=loaded.model.config.sparsity.output_keep_rate)
 
 
 ROWS = (
     Row("dense", "Dense base", SparsitySettings(), dense=True),
     Row("image", "Image only (I)", SparsitySettings(output_sparsity=False)),
-    Row("image_output", "Image, output (I|T)", SparsitySettings()),
+    Row("image_output", "Image, output (I|T)", SparsitySettings(), at_output_rate=True),
+    Row("image_output_learned", "I|T, decisions as learned", SparsitySettings()),
     Row("random_image", "Random image tokens", SparsitySettings(output_sparsity=False, image_selector="random")),
     Row("random_output", "Random output tokens", SparsitySettings(output_selector="random")),
 )
@@ -56,18 +64,19 @@ def evaluate_row(
 ) -> dict[str, Any]:
     """Every number of one row, with the settings that made them."""
     started = time.perf_counter()
-    evaluation = evaluate_tasks(loaded, row.settings, options)
+    settings = row.settings_for(loaded)
+    evaluation = evaluate_tasks(loaded, settings, options)
     root = shapes_root()
     scores = score_answers(
-        loaded, root / DESCRIBE_FILE, root, row.settings, options.batch_size, num_descriptions, seed=options.seed
+        loaded, root / DESCRIBE_FILE, root, settings, options.batch_size, num_descriptions, seed=options.seed
     )
     accuracy = evaluation.metrics[VQA_TASK]
     return {
         "name": row.name,
         "label": row.label,
         "model": loaded.path,
-        "settings": asdict(row.settings),
-        "image_keep_rate": loaded.image_keep_rate(row.settings),
+        "settings": asdict(settings),
+        "image_keep_rate": loaded.image_keep_rate(settings),
         "accuracy": accuracy["accuracy"],
         "accuracy_stderr": accuracy.get("accuracy_stderr"),
         "accuracy_by_kind": {
@@ -76,7 +85,7 @@ def evaluate_row(
             if name.startswith("accuracy_") and not name.endswith("_stderr")
         },
         **scores.summary(),
-        **efficiency(loaded, row.settings, scores),
+        **efficiency(loaded, settings, scores),
         "seconds": time.perf_counter() - started,
     }
 

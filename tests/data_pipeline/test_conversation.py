@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from conftest import talk
 from transformers import LlavaProcessor
 
 from dynamic_llava.data.conversation import (
@@ -15,6 +14,8 @@ from dynamic_llava.data.conversation import (
     parse_turns,
     render_conversation,
 )
+
+from .conftest import talk
 
 TURNS = [
     Turn("user", "<image>\nWhat colour is the cross?"),

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import talk
 from PIL import Image
-from test_conversation import answers_of
 from torch.utils.data import DataLoader
 from transformers import LlavaProcessor
 
 from dynamic_llava.data import IGNORE_INDEX, LlavaCollator, LlavaJsonDataset
+
+from .conftest import talk
+from .test_conversation import answers_of
 
 Writer = Callable[[object], Path]
 

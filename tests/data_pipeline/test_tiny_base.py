@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ASSET
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -19,6 +18,8 @@ from dynamic_llava.train.tiny_base.decoder import EncodedConversation, predict
 from dynamic_llava.train.tiny_base.evaluate import held_out, object_patches, random_patches, score
 from dynamic_llava.train.tiny_base.saving import save_asset
 from dynamic_llava.train.tiny_base.tower import cache_features, draw_pictures, normalise, patch_labels
+
+from .conftest import ASSET
 
 ROOT = Path(__file__).parents[2]
 
