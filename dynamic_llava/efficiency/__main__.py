@@ -1,0 +1,42 @@
+"""`python -m dynamic_llava.efficiency flops|measure`: what dense LLaVA and Dynamic-LLaVA cost.
+
+python -m dynamic_llava.efficiency flops --shape 13b --image-keep-rate 0.2
+python -m dynamic_llava.efficiency measure --output runs/efficiency
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import flops_report, measure
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Both subcommands."""
+    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.efficiency", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module, text in (
+        ("flops", flops_report, "count FLOPs and KV bytes; needs no weights"),
+        ("measure", measure, "time and memory of stock LLaVA and ours on the same random weights"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; a user's error is one line on stderr and exit code 2."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

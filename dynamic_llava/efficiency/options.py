@@ -1,0 +1,127 @@
+"""The options of `python -m dynamic_llava.efficiency measure`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .shapes import add_shape_arguments
+
+DEFAULT_SHAPE = "small"
+MODES = ("prefill", "decode", "no_cache", "peak")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and how often.
+
+    Attributes:
+        modes: of `MODES`.
+        batch_sizes: rows in `decode`.
+        full_batch_sizes: rows where whole prompts are computed: `prefill`, `no_cache`, `peak`.
+        prompt_lengths: text tokens beside the image; `decode`, `no_cache` and `peak` take the first.
+        output_lengths: positions at which `decode` and `peak` look, ascending.
+        no_cache_lengths: lengths of generations without a cache.
+        repeats: timed pairs of `prefill` and of `no_cache`.
+        steps: timed pairs of decode steps at each output length.
+        warmup: pairs in front of them that are not counted.
+        output: folder of `measure.json` and `measure.png`; None writes nothing.
+    """
+
+    modes: tuple[str, ...] = MODES
+    batch_sizes: tuple[int, ...] = (1, 8)
+    full_batch_sizes: tuple[int, ...] = (1,)
+    prompt_lengths: tuple[int, ...] = (64,)
+    output_lengths: tuple[int, ...] = (64, 512, 1000)
+    no_cache_lengths: tuple[int, ...] = (256,)
+    image_keep_rate: float | None = None
+    output_keep_rate: float | None = None
+    repeats: int = 5
+    steps: int = 16
+    warmup: int = 2
+    dtype: str = "float32"
+    device: str = "cpu"
+    attention: str = "sdpa"
+    threads: int = 0
+    seed: int = 0
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        for mode in self.modes:
+            if mode not in MODES:
+                raise ValueError(f"Unknown mode {mode!r}; use some of {','.join(MODES)}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"Unknown dtype {self.dtype!r}; use one of {', '.join(DTYPES)}.")
+        for name in ("batch_sizes", "full_batch_sizes", "prompt_lengths", "output_lengths", "no_cache_lengths"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be numbers of at least 1, got {getattr(self, name)}."
+                )
+        for name, least in (("repeats", 1), ("steps", 1), ("warmup", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {self.device}: this torch sees no GPU; use --device cpu.")
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> MeasureOptions:
+        """What `add_arguments` has read."""
+        values = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
+        values["output_lengths"] = tuple(sorted(set(values["output_lengths"])))
+        return cls(**values)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `measure`."""
+    add_shape_arguments(parser, DEFAULT_SHAPE)
+    default = MeasureOptions()
+    lists = (
+        ("batch_sizes", "rows of a decode step"),
+        ("full_batch_sizes", "rows of prefill, no_cache and peak"),
+        ("prompt_lengths", "text tokens of the prompt, beside its image"),
+        ("output_lengths", "output positions of decode and peak"),
+        ("no_cache_lengths", "lengths of generations without a cache"),
+    )
+    for name, text in lists:
+        value = getattr(default, name)
+        shown = ",".join(map(str, value))
+        parser.add_argument(
+            _flag(name), type=_integers, default=value, metavar="N,N", help=f"{text} (default: {shown})"
+        )
+    parser.add_argument("--modes", type=_words, default=default.modes, help=f"of {','.join(MODES)} (default: all)")
+    parser.add_argument("--image-keep-rate", type=float, metavar="R", help="default: the configuration's")
+    parser.add_argument("--output-keep-rate", type=float, metavar="R", help="default: the configuration's")
+    numbers = (
+        ("repeats", "timed pairs of prefill and no_cache"),
+        ("steps", "timed pairs of decode steps at each length"),
+        ("warmup", "pairs before them that are not counted"),
+        ("threads", "torch threads; 0 leaves torch's choice"),
+        ("seed", "of the weights and the tokens"),
+    )
+    for name, text in numbers:
+        value = getattr(default, name)
+        parser.add_argument(_flag(name), type=int, default=value, metavar="N", help=f"{text} (default: {value})")
+    parser.add_argument("--dtype", default=default.dtype, help=f"one of {', '.join(DTYPES)} (default: {default.dtype})")
+    parser.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--attention", default=default.attention, help="sdpa or eager (default: sdpa)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write measure.json and measure.png there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,8") from None
