@@ -31,6 +31,12 @@ class DynamicGenerationMixin:
         """
         if inputs is None:
             _move_padding_left(kwargs)
+        prompt = next(
+            (x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
+        )
+        if prompt is not None:
+            # Without a cache every step sees the whole sequence; this tells what of it was generated.
+            kwargs["prompt_length"] = prompt.shape[1]
         if not return_sparsity:
             return super().generate(inputs, *args, **kwargs)
         kwargs["return_dict_in_generate"] = True
@@ -80,12 +86,6 @@ class DynamicGenerationMixin:
         if attention_mask is None:
             return None
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict[str, Any], *args, **kwargs):
-        if not model_kwargs.get("use_cache", True) and "prompt_length" not in model_kwargs:
-            # After the first step, and before the mask grows: what it covers is the prompt.
-            model_kwargs["prompt_length"] = model_kwargs["attention_mask"].shape[1]
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
 
 def _move_padding_left(kwargs: dict[str, Any]) -> None:

@@ -54,6 +54,16 @@ def test_modes_equal_the_row_alone_and_decoding_without_cache(model, batch, argu
         assert torch.equal(found, alone[:, -24:]), number
 
 
+@pytest.mark.parametrize("attention_mask", [True, False])
+def test_a_single_unpadded_prompt_without_cache(model, attention_mask):
+    rows, images = mixed_prompts()
+    for row, image in zip(rows, images, strict=True):
+        one = batch_of([row], [image], "left")
+        if not attention_mask:
+            one.pop("attention_mask")
+        assert torch.equal(model.generate(**one, **GREEDY, use_cache=False), model.generate(**one, **GREEDY))
+
+
 def test_sampling_repeats_with_a_seed_and_does_not_need_the_cache(model, batch):
     arguments = {**GREEDY, "do_sample": True, "num_return_sequences": 2, "temperature": 1.5}
     found = []

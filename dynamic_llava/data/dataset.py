@@ -29,6 +29,7 @@ class LlavaJsonDataset(Dataset):
         image_aspect_ratio: "pad" pads pictures to a square with the mean colour as LLaVA-1.5 does; None leaves them to
             the image processor.
         check_files: look for every image file at the start, so that a missing one does not end a long run.
+        require_image: leave out text-only samples, as the paper's training stage does.
 
     Raises:
         FileNotFoundError: when the JSON file, the image folder or (with "error") an image is missing.
@@ -44,6 +45,7 @@ class LlavaJsonDataset(Dataset):
         on_bad_sample: Literal["error", "skip"] = "error",
         image_aspect_ratio: Literal["pad"] | None = None,
         check_files: bool = True,
+        require_image: bool = False,
     ) -> None:
         if on_bad_sample not in ("error", "skip"):
             raise ValueError(f"on_bad_sample is {on_bad_sample!r}; choose 'error' or 'skip'")
@@ -58,7 +60,10 @@ class LlavaJsonDataset(Dataset):
         self.on_bad_sample = on_bad_sample
         self.image_aspect_ratio = image_aspect_ratio
         self._skipped: list[tuple[str, str]] = []
-        self.samples = self._valid_samples(_read_samples(self.json_path), check_files)
+        samples = _read_samples(self.json_path)
+        if require_image:
+            samples = [sample for sample in samples if not isinstance(sample, dict) or sample.get("image")]
+        self.samples = self._valid_samples(samples, check_files)
         # Shared, so that samples found bad in a data-loader worker are known in the process that reports them.
         self._bad = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
 

@@ -38,6 +38,7 @@ class DataArguments:
     image_folder: str = field(metadata={"help": "Folder that the image paths of train_file are relative to."})
     max_length: int = field(default=2048, metadata={"help": "Tokens per sample, image tokens included."})
     image_aspect_ratio: str = field(default="pad", metadata={"help": "pad to a square, as LLaVA-1.5, or keep."})
+    require_image: bool = field(default=False, metadata={"help": "Train on samples with an image only."})
     on_bad_sample: str = field(default="error", metadata={"help": "error, or skip and count."})
     shapes: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of build_shapes: make the embedded data in image_folder first."}

@@ -37,6 +37,7 @@ def train(config: StageConfig) -> StageTrainer:
         processor,
         max_length=config.data.max_length,
         on_bad_sample=config.data.on_bad_sample,
+        require_image=config.data.require_image,
         image_aspect_ratio="pad" if config.data.image_aspect_ratio == "pad" else None,
     )
     trainer = StageTrainer(

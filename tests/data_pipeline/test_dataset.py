@@ -178,3 +178,10 @@ def test_collator_without_pictures_and_its_errors(write_samples: Writer, process
     bare.tokenizer.pad_token = None
     with pytest.raises(ValueError, match="pad_token"):
         LlavaCollator(bare)
+
+
+def test_require_image_leaves_out_text_only_samples(write_samples: Writer, processor: LlavaProcessor) -> None:
+    dataset = LlavaJsonDataset(write_samples([ONE, TEXT, TWO]), None, processor, require_image=True)
+    assert [dataset[i]["id"] for i in range(len(dataset))] == ["one", "two"]
+    with pytest.raises(ValueError, match="no usable sample"):
+        LlavaJsonDataset(write_samples([TEXT]), None, processor, require_image=True)

@@ -66,7 +66,7 @@ def test_a_run_trains_logs_and_saves(shapes, tmp_path):
     assert [line["step"] for line in steps] == [1, 2]
     assert [line["gumbel_tau"] for line in steps] == [1.0, pytest.approx(0.1)]
     for line in steps:
-        budget = 100 * (line["image_budget_loss"] + line["output_budget_loss"])
+        budget = config.sparsity.budget_weight * (line["image_budget_loss"] + line["output_budget_loss"])
         assert line["loss"] == pytest.approx(line["lm_loss"] + budget, rel=1e-4)
         assert 0 < line["image_keep_rate"] < 1
     assert (tmp_path / "run" / "train_config.yaml").is_file()
