@@ -29,9 +29,7 @@ def measure_prefill(pair: Pair, options: MeasureOptions, batch: int, text_tokens
 
         return call
 
-    times = time_pairs(
-        first_token(pair.dense), first_token(pair.ours), options.repeats, min(1, options.warmup), pair.device
-    )
+    times = time_pairs(first_token(pair.dense), first_token(pair.ours), **_whole_sequences(pair, options))
     rate = pair.config.sparsity.image_keep_rate
     counts = [flops.prefill_flops(pair.config, text_tokens, r, batch=batch) for r in (None, rate)]
     time = times.summary()
@@ -48,7 +46,7 @@ def measure_prefill(pair: Pair, options: MeasureOptions, batch: int, text_tokens
 def measure_decode(pair: Pair, options: MeasureOptions, batch: int, text_tokens: int) -> Iterator[dict[str, Any]]:
     """Time per output token at each output length, and the KV memory held there.
 
-    The timed steps are the last ones up to the length; see `contexts` for how the caches come there.
+    The timed steps are among the last ones up to the length; see `contexts` for how the caches come there.
     """
     dense, ours = (Context(model, text_tokens, batch) for model in (pair.dense, pair.ours))
     for length in options.output_lengths:
@@ -58,8 +56,17 @@ def measure_decode(pair: Pair, options: MeasureOptions, batch: int, text_tokens:
         kept = int(ours.output_kept().sum())
         pairs = length - start
         warmup = min(options.warmup, pairs - 1)
-        times = time_pairs(dense.step, ours.step, pairs - warmup, warmup, pair.device)
-        kept = int(ours.output_kept().sum()) - kept
+        times = time_pairs(
+            dense.step,
+            ours.step,
+            pairs=pairs - warmup,
+            warmup=warmup,
+            seconds=options.case_seconds,
+            device=pair.device,
+        )
+        realised = (int(ours.output_kept().sum()) - kept) / (batch * (ours.written - start))
+        dense.fill_to(length)
+        ours.fill_to(length)
         time = times.summary()
         bytes_held = {"dense": dense.kv_bytes(), "ours": ours.kv_bytes()}
         yield {
@@ -70,7 +77,7 @@ def measure_decode(pair: Pair, options: MeasureOptions, batch: int, text_tokens:
             "tokens_per_s": {side: batch / time[f"{side}_s"]["median"] for side in ("dense", "ours")},
             "kv_bytes": {**bytes_held, "ratio": bytes_held["ours"] / bytes_held["dense"]},
             "image_tokens_kept": ours.prompt_kept - text_tokens,
-            "realised_output_keep_rate": kept / (batch * pairs),
+            "realised_output_keep_rate": realised,
         }
 
 
@@ -101,11 +108,11 @@ def measure_no_cache(
 
         return call
 
-    counted = (options.repeats, min(1, options.warmup), pair.device)
+    counted = _whole_sequences(pair, options)
     parts = {
-        "tower": time_pairs(tower(pair.dense), tower(pair.ours), *counted).summary(),
-        "first_step": time_pairs(step(pair.dense, 0), step(pair.ours, 0), *counted).summary(),
-        "last_step": time_pairs(step(pair.dense, length - 1), step(pair.ours, length - 1), *counted).summary(),
+        "tower": time_pairs(tower(pair.dense), tower(pair.ours), **counted).summary(),
+        "first_step": time_pairs(step(pair.dense, 0), step(pair.ours, 0), **counted).summary(),
+        "last_step": time_pairs(step(pair.dense, length - 1), step(pair.ours, length - 1), **counted).summary(),
     }
     totals = {}
     for side in ("dense", "ours"):
@@ -124,6 +131,12 @@ def measure_no_cache(
         "total_s": {**totals, "ratio": totals["ours"] / totals["dense"]},
         "flops": {"dense": counts[0], "ours": counts[1], "ratio": counts[1] / counts[0]},
     }
+
+
+def _whole_sequences(pair: Pair, options: MeasureOptions) -> dict[str, Any]:
+    """How `time_pairs` treats calls on a whole sequence: they are long, and one warms up enough."""
+    warmup = min(1, options.warmup)
+    return {"pairs": options.repeats, "warmup": warmup, "seconds": options.case_seconds, "device": pair.device}
 
 
 def _encode(model, pixels: Tensor):

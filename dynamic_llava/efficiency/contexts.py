@@ -17,8 +17,8 @@ from transformers.cache_utils import Cache
 from ..cache import SparseCache
 from .pair import prompt_inputs, random_tokens
 
-# Tokens appended at once: small, so that the numbers waiting to be appended do not show in the peak memory.
-FILL_BLOCK = 64
+# Tokens appended at once; each time the dense layers are copied whole.
+FILL_BLOCK = 1024
 
 
 class Context:
@@ -47,10 +47,10 @@ class Context:
         self._forward(input_ids=random_tokens(self.model.config, self.batch, 1, self.model.device))
         self.written += 1
 
-    def fill_to(self, written: int) -> None:
-        """Append output tokens until `written` of them have been seen; never goes back."""
+    def fill_to(self, written: int, block: int = FILL_BLOCK) -> None:
+        """Append output tokens, `block` at once, until `written` of them have been seen; never goes back."""
         while self.written < written:
-            number = min(FILL_BLOCK, written - self.written)
+            number = min(block, written - self.written)
             if self.sparse:
                 self._append_sparse(number)
             else:

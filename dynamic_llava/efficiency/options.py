@@ -29,6 +29,7 @@ class MeasureOptions:
         repeats: timed pairs of `prefill` and of `no_cache`.
         steps: timed pairs of decode steps at each output length.
         warmup: pairs in front of them that are not counted.
+        case_seconds: a case that has taken longer makes do with `timing.LEAST_PAIRS` pairs.
         output: folder of `measure.json` and `measure.png`; None writes nothing.
     """
 
@@ -43,6 +44,7 @@ class MeasureOptions:
     repeats: int = 5
     steps: int = 16
     warmup: int = 2
+    case_seconds: int = 10
     dtype: str = "float32"
     device: str = "cpu"
     attention: str = "sdpa"
@@ -58,12 +60,10 @@ class MeasureOptions:
             raise ValueError(f"Unknown dtype {self.dtype!r}; use one of {', '.join(DTYPES)}.")
         for name in ("batch_sizes", "full_batch_sizes", "prompt_lengths", "output_lengths", "no_cache_lengths"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be numbers of at least 1, got {getattr(self, name)}."
-                )
-        for name, least in (("repeats", 1), ("steps", 1), ("warmup", 0), ("threads", 0)):
+                raise ValueError(f"{_flag(name)} must be numbers of at least 1, got {getattr(self, name)}.")
+        for name, least in (("repeats", 1), ("steps", 1), ("warmup", 0), ("case_seconds", 1), ("threads", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+                raise ValueError(f"{_flag(name)} must be at least {least}, got {getattr(self, name)}.")
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {self.device}: this torch sees no GPU; use --device cpu.")
 
@@ -99,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("repeats", "timed pairs of prefill and no_cache"),
         ("steps", "timed pairs of decode steps at each length"),
         ("warmup", "pairs before them that are not counted"),
+        ("case_seconds", "after these a case makes do with 5 pairs"),
         ("threads", "torch threads; 0 leaves torch's choice"),
         ("seed", "of the weights and the tokens"),
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+LEAST_PAIRS = 5
+
 
 @dataclass
 class PairedTimes:
@@ -41,19 +43,28 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def time_pairs(
-    dense: Callable[[], object], ours: Callable[[], object], pairs: int, warmup: int, device: torch.device
+    dense: Callable[[], object],
+    ours: Callable[[], object],
+    *,
+    pairs: int,
+    warmup: int,
+    seconds: float,
+    device: torch.device,
 ) -> PairedTimes:
     """Call both sides `warmup + pairs` times in turns and time the last `pairs`.
 
-    Every other pair starts with ours, so that neither side always finds the caches as the other has left them.
+    Every other pair starts with ours, so that neither side always finds the caches as the other has left them. Once
+    the counted pairs have taken `seconds`, `LEAST_PAIRS` of them are enough.
     """
     times = PairedTimes()
     for number in range(warmup + pairs):
         order = (("dense", dense), ("ours", ours))
         for name, call in order if number % 2 == 0 else order[::-1]:
-            seconds = _time(call, device)
+            taken = _time(call, device)
             if number >= warmup:
-                getattr(times, name).append(seconds)
+                getattr(times, name).append(taken)
+        if len(times.ours) >= LEAST_PAIRS and sum(times.dense) + sum(times.ours) > seconds:
+            break
     return times
 
 
