@@ -174,3 +174,12 @@ class SparseCache(Cache):
         if tokens_to_remove < 0:
             self.table.crop(self.get_seq_length() + tokens_to_remove)
         super().crop(tokens_to_remove)
+
+
+def require_sparse_cache(cache: Cache) -> None:
+    """Raise `ValueError` unless `cache` is a `SparseCache`."""
+    if not isinstance(cache, SparseCache):
+        raise ValueError(
+            f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
+            "pass dynamic_llava.SparseCache(model.config), or nothing."
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.generation import GenerationMode
 from transformers.utils import ModelOutput
 
-from .cache import SparseCache
+from .cache import SparseCache, require_sparse_cache
 from .functional import gather_kept
 from .statistics import SparsityStatistics
 
@@ -61,11 +61,7 @@ class DynamicGenerationMixin:
             )
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
-            if not isinstance(cache, SparseCache):
-                raise ValueError(
-                    f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
-                    "pass dynamic_llava.SparseCache(model.config), or nothing."
-                )
+            require_sparse_cache(cache)
             super()._prepare_cache_for_generation(
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )

@@ -10,7 +10,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .cache import SparseCache
+from .cache import SparseCache, require_sparse_cache
 from .configuration_dynamic_llava import DynamicLlavaConfig
 from .decisions import SparsityOptions
 from .generation import DynamicGenerationMixin
@@ -150,11 +150,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         """`ValueError` when `cache` is not a `SparseCache` for this model and call."""
         if cache is None:
             return
-        if not isinstance(cache, SparseCache):
-            raise ValueError(
-                f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
-                "pass dynamic_llava.SparseCache(model.config), or nothing."
-            )
+        require_sparse_cache(cache)
         cache.check_call(self.config, batch_size, length)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..token_spans import IGNORE_INDEX
+
 IMAGE_TOKEN = "<image>"
 END_TOKEN = "</s>"
-IGNORE_INDEX = -100
 
 SYSTEM_PROMPT = (
     "A chat between a curious human and an artificial intelligence assistant. "

@@ -18,10 +18,8 @@ from tqdm import tqdm
 
 from ..data.collator import LlavaCollator
 from ..data.dataset import LlavaJsonDataset
-from ..token_spans import answer_token_mask, image_token_mask
+from ..token_spans import IGNORE_INDEX, answer_token_mask, image_token_mask
 from .loading import LoadedModel, SparsitySettings
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from ..loading import PREDICTORS
 from ..token_spans import answer_token_mask, image_token_mask
 from .schedules import gumbel_tau
-
-PREDICTOR_NAMES = ("image_predictor", "output_predictor")
 
 
 class StageTrainer(Trainer):
@@ -108,7 +107,7 @@ def parameter_groups(model: nn.Module, args) -> list[dict]:
     decoder, predictors = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (predictors if any(part in name for part in PREDICTOR_NAMES) else decoder).append(parameter)
+            (predictors if any(part in name for part in PREDICTORS) else decoder).append(parameter)
     groups = [
         {"params": decoder, "lr": args.learning_rate, "weight_decay": args.weight_decay},
         {"params": predictors, "lr": args.predictor_learning_rate, "weight_decay": args.weight_decay},
@@ -124,7 +123,7 @@ def freeze(model: nn.Module, *, train_projector: bool, train_decoder: bool) -> N
         elif "multi_modal_projector" in name:
             learns = train_projector
         else:
-            learns = train_decoder or any(part in name for part in PREDICTOR_NAMES)
+            learns = train_decoder or any(part in name for part in PREDICTORS)
         parameter.requires_grad_(learns)
 
 
