@@ -1,11 +1,12 @@
 """Conversations, datasets and batches: LLaVA's own data and the embedded shapes."""
 
+from ..chat_template import IMAGE_TOKEN
+from ..token_spans import IGNORE_INDEX
 from .collator import LlavaCollator
-from .conversation import CHAT_TEMPLATE, IGNORE_INDEX, IMAGE_TOKEN, Turn, parse_turns, render_conversation
+from .conversation import Turn, parse_turns, render_conversation
 from .dataset import LlavaJsonDataset
 
 __all__ = [
-    "CHAT_TEMPLATE",
     "IGNORE_INDEX",
     "IMAGE_TOKEN",
     "LlavaCollator",

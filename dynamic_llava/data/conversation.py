@@ -7,36 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..chat_template import END_TOKEN, IMAGE_TOKEN, SYSTEM_PROMPT
 from ..token_spans import IGNORE_INDEX
-
-IMAGE_TOKEN = "<image>"
-END_TOKEN = "</s>"
-
-SYSTEM_PROMPT = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
-
-# The same text as `render_conversation`, for tokenizers and processors; a test holds the two together.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}"
-    "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
-    "{% else %}"
-    "{% set system = '" + SYSTEM_PROMPT.replace("'", "\\'") + "' %}{% set turns = messages %}"
-    "{% endif %}"
-    "{% if system is not string %}{% set system = system[0]['text'] %}{% endif %}"
-    "{{ system + ' ' }}"
-    "{% for message in turns %}"
-    "{{ 'USER:' if message['role'] == 'user' else 'ASSISTANT:' }}"
-    "{% if message['content'] is string %}{{ ' ' + message['content'] }}"
-    "{% else %}{{ ' ' }}"
-    "{% for item in message['content'] %}"
-    "{% if item['type'] == 'image' %}{{ '<image>\\n' }}{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ ' ' if message['role'] == 'user' else '</s>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -127,6 +99,7 @@ def encode_conversation(
     tokenizer: PreTrainedTokenizerBase,
     tokens_per_image: Sequence[int] = (),
     max_length: int = 2048,
+    system: str = SYSTEM_PROMPT,
 ) -> tuple[list[int], list[int]]:
     """Tokenizes a conversation and marks what is learned.
 
@@ -136,6 +109,7 @@ def encode_conversation(
             shift them.
         tokens_per_image: image tokens of each picture, in order.
         max_length: longer conversations are cut at the end.
+        system: the system prompt.
 
     Returns:
         `input_ids` and `labels` of equal length; labels are `IGNORE_INDEX` except on answers and their end tokens.
@@ -145,7 +119,7 @@ def encode_conversation(
     """
     # Expanding first keeps the answer spans aligned with the tokenizer's offsets: they are shifted by the expansion.
     expanded = [Turn(turn.role, text) for turn, text in zip(turns, _expand(turns, tokens_per_image), strict=True)]
-    text, answers = render_conversation(expanded)
+    text, answers = render_conversation(expanded, system)
     encoded = tokenizer(text, return_offsets_mapping=True)
     input_ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     labels = [IGNORE_INDEX] * len(input_ids)

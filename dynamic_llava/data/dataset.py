@@ -11,7 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from .conversation import IMAGE_TOKEN, count_images, encode_conversation, parse_turns
+from ..chat_template import IMAGE_TOKEN, system_prompt_of
+from .conversation import count_images, encode_conversation, parse_turns
 
 
 class LlavaJsonDataset(Dataset):
@@ -59,6 +60,7 @@ class LlavaJsonDataset(Dataset):
         self.max_length = max_length
         self.on_bad_sample = on_bad_sample
         self.image_aspect_ratio = image_aspect_ratio
+        self.system_prompt = system_prompt_of(processor)
         self._skipped: list[tuple[str, str]] = []
         samples = _read_samples(self.json_path)
         if require_image:
@@ -137,7 +139,9 @@ class LlavaJsonDataset(Dataset):
             pixel_values = self._pixel_values(images)
             counts = [] if pixel_values is None else [self.tokens_per_image(pixel_values)] * len(images)
             turns = parse_turns(sample["conversations"])
-            input_ids, labels = encode_conversation(turns, self.processor.tokenizer, counts, self.max_length)
+            input_ids, labels = encode_conversation(
+                turns, self.processor.tokenizer, counts, self.max_length, self.system_prompt
+            )
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{self.json_path}: sample {name!r}: {error}") from error
         return {

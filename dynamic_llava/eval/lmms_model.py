@@ -17,7 +17,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.conversation import IMAGE_TOKEN
+from ..chat_template import IMAGE_TOKEN
 from ..decisions import PREDICTOR
 from .loading import LoadedModel, SparsitySettings, load_model
 

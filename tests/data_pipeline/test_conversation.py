@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from transformers import LlavaProcessor
 
+from dynamic_llava.chat_template import SYSTEM_PROMPT, chat_template, system_prompt_of
 from dynamic_llava.data.conversation import (
-    IGNORE_INDEX,
-    SYSTEM_PROMPT,
     Turn,
     encode_conversation,
     expand_image_tokens,
     parse_turns,
     render_conversation,
 )
+from dynamic_llava.token_spans import IGNORE_INDEX
+from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 
 from .conftest import talk
 
@@ -57,12 +60,25 @@ def test_chat_template_renders_the_same_text(processor: LlavaProcessor) -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
         {"role": "user", "content": [{"type": "text", "text": "How many objects are there?"}]},
     ]
-    expected = render_conversation(TURNS[:3])[0]
+    expected = render_conversation(TURNS[:3], TINY_PROMPT)[0]
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == expected
     plain = [{"role": turn.role, "content": turn.text} for turn in TURNS]
-    assert processor.tokenizer.apply_chat_template(plain, tokenize=False) == render_conversation(TURNS)[0]
+    assert processor.tokenizer.apply_chat_template(plain, tokenize=False) == render_conversation(TURNS, TINY_PROMPT)[0]
     own = [{"role": "system", "content": "Be brief."}, *plain]
     assert processor.apply_chat_template(own) == render_conversation(TURNS, system="Be brief.")[0]
+
+
+def test_the_prompt_is_that_of_the_chat_template(processor: LlavaProcessor) -> None:
+    """LLaVA-1.5 was trained on `conv_vicuna_v1`; templates without a system prompt, such as the hub's, get that one."""
+    assert SYSTEM_PROMPT.startswith("A chat between a curious user and")
+    assert system_prompt_of(processor) == TINY_PROMPT
+    processor = copy.deepcopy(processor)
+    processor.chat_template = chat_template()
+    assert system_prompt_of(processor) == SYSTEM_PROMPT
+    processor.chat_template = "USER: {{ messages[0]['content'][0]['text'] }} ASSISTANT:"
+    assert system_prompt_of(processor) == SYSTEM_PROMPT
+    processor.chat_template = None
+    assert system_prompt_of(processor) == SYSTEM_PROMPT
 
 
 def test_only_answers_and_their_end_tokens_are_learned(processor: LlavaProcessor) -> None:

@@ -17,6 +17,7 @@ from dynamic_llava.eval.lmms_model import (
 )
 from dynamic_llava.eval.loading import SparsitySettings
 from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks, shapes_root_at
+from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 
 
 def answers(loaded, folder: Path, batch_size: int, settings: SparsitySettings, *tasks: str) -> dict[str, list[str]]:
@@ -68,7 +69,9 @@ def test_prompt_equals_the_training_prompt(run, shapes_folder):
     picture = Image.open(shapes_folder / sample["image"])
     question = sample["conversations"][0]["value"]
     prompt = encode_prompts(run.processor, [question], [[picture]])["input_ids"][0].tolist()
-    trained, labels = encode_conversation(parse_turns(sample["conversations"]), run.processor.tokenizer, [64])
+    trained, labels = encode_conversation(
+        parse_turns(sample["conversations"]), run.processor.tokenizer, [64], system=TINY_PROMPT
+    )
     assert trained[: len(prompt)] == prompt
     assert all(label == -100 for label in labels[: len(prompt)])
     assert labels[len(prompt)] != -100

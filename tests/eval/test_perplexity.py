@@ -8,6 +8,7 @@ from PIL import Image
 from dynamic_llava.data.conversation import encode_conversation, parse_turns
 from dynamic_llava.eval.loading import SparsitySettings
 from dynamic_llava.eval.perplexity import score_answers, token_nll
+from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 
 
 def test_token_nll_by_hand():
@@ -21,7 +22,9 @@ def manual_loop(loaded, folder) -> tuple[float, int]:
     """Total negative log likelihood and tokens, one sample and one token at a time."""
     total, count = 0.0, 0
     for sample in json.loads((folder / "test_describe.json").read_text()):
-        ids, labels = encode_conversation(parse_turns(sample["conversations"]), loaded.processor.tokenizer, [64])
+        ids, labels = encode_conversation(
+            parse_turns(sample["conversations"]), loaded.processor.tokenizer, [64], system=TINY_PROMPT
+        )
         picture = Image.open(folder / sample["image"]).convert("RGB")
         pixels = loaded.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
         with torch.no_grad():

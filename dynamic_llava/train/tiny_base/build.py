@@ -16,11 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ...data.conversation import CHAT_TEMPLATE, END_TOKEN, IMAGE_TOKEN, Turn, render_conversation
+from ...chat_template import END_TOKEN, IMAGE_TOKEN, chat_template
+from ...data.conversation import Turn, render_conversation
 from ...data.shapes.describe import describe
 from ...data.shapes.questions import KINDS, NUMBERS, PLURALS, ask_many
 from ...data.shapes.scene import COLOURS, PATCH_SIZE, PICTURE_SIZE, SHAPES, sample_split_scene
-from .config import TinyBaseConfig
+from .config import SYSTEM_PROMPT, TinyBaseConfig
 
 _MAX_VOCABULARY = 1024
 _CORPUS_SCENES = 2000
@@ -41,7 +42,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         turns = [Turn("user", request), Turn("assistant", answer)]
         for question in ask_many(scene, len(KINDS), rng):
             turns += [Turn("user", question.text), Turn("assistant", question.answer)]
-        corpus.append(render_conversation(turns)[0].replace(END_TOKEN, " "))
+        corpus.append(render_conversation(turns, SYSTEM_PROMPT)[0].replace(END_TOKEN, " "))
     special = ["<unk>", "<s>", END_TOKEN, "<pad>", IMAGE_TOKEN]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -64,7 +65,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         eos_token=END_TOKEN,
         pad_token="<pad>",
         extra_special_tokens={"image_token": IMAGE_TOKEN},
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(SYSTEM_PROMPT),
         model_max_length=2048,
         padding_side="left",
         clean_up_tokenization_spaces=False,
@@ -81,7 +82,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(SYSTEM_PROMPT),
         num_additional_image_tokens=1,
     )
 

@@ -8,6 +8,12 @@ from typing import Any
 
 import yaml
 
+# The wording that the base of the package was trained with; its chat template writes it. Vicuna v1 says "user".
+SYSTEM_PROMPT = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+
 
 @dataclass(frozen=True)
 class VisionShape:

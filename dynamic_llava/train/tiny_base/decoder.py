@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from ...data.conversation import IGNORE_INDEX, IMAGE_TOKEN, Turn, encode_conversation
+from ...chat_template import IMAGE_TOKEN
+from ...data.conversation import IGNORE_INDEX, Turn, encode_conversation
 from ...data.shapes.describe import describe
 from ...data.shapes.questions import ask_many, ask_position, ask_relation
 from ...data.shapes.scene import Scene
-from .config import DecoderStage
+from .config import SYSTEM_PROMPT, DecoderStage
 from .tower import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,11 @@ def training_batches(
                 turns = description_turns(scenes[row], rng)
             else:
                 turns = question_turns(scenes[row], stage, rng)
-            sequences.append(EncodedConversation(int(row), *encode_conversation(turns, tokenizer, [image_tokens])))
+            sequences.append(
+                EncodedConversation(
+                    int(row), *encode_conversation(turns, tokenizer, [image_tokens], system=SYSTEM_PROMPT)
+                )
+            )
         sequences.sort(key=lambda s: len(s.input_ids))
         for index in rng.permutation(_BATCHES_PER_BUCKET):
             yield sequences[index * stage.batch_size : (index + 1) * stage.batch_size]

@@ -11,9 +11,11 @@ import torch
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from ...data.conversation import IMAGE_TOKEN, Turn, encode_conversation
+from ...chat_template import IMAGE_TOKEN
+from ...data.conversation import Turn, encode_conversation
 from ...data.shapes.questions import KINDS, ask
 from ...data.shapes.scene import Scene, patch_coverage
+from .config import SYSTEM_PROMPT
 from .decoder import EncodedConversation, description_turns, predict
 
 _BATCH = 50
@@ -49,7 +51,7 @@ def held_out(scenes: list[Scene], tokenizer: PreTrainedTokenizerFast, image_toke
     questions, descriptions = [], []
 
     def encode(row: int, turns: list[Turn]) -> EncodedConversation:
-        return EncodedConversation(row, *encode_conversation(turns, tokenizer, [image_tokens]))
+        return EncodedConversation(row, *encode_conversation(turns, tokenizer, [image_tokens], system=SYSTEM_PROMPT))
 
     for row, scene in enumerate(scenes):
         for kind in KINDS:
