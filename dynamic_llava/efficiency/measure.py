@@ -69,7 +69,7 @@ def measure(config: DynamicLlavaConfig, options: MeasureOptions) -> dict[str, An
     report: dict[str, Any] = {
         "machine": machine_facts(torch.device(options.device)),
         "command": shlex.join(["python", "-m", __package__, *sys.argv[1:]]),
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()},
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if k != "output"},
     }
     # In front of the models of this process, so that a GPU never holds both.
     if "peak" in options.modes:

@@ -29,7 +29,8 @@ class MeasureOptions:
         repeats: timed pairs of `prefill` and of `no_cache`.
         steps: timed pairs of decode steps at each output length.
         warmup: pairs in front of them that are not counted.
-        case_seconds: a case that has taken longer makes do with `timing.LEAST_PAIRS` pairs.
+        case_seconds: a timing that has taken longer makes do with `timing.LEAST_PAIRS` pairs; three times as long for
+            `prefill`, which is one timing.
         output: folder of `measure.json` and `measure.png`; None writes nothing.
     """
 
@@ -41,7 +42,7 @@ class MeasureOptions:
     no_cache_lengths: tuple[int, ...] = (256,)
     image_keep_rate: float | None = None
     output_keep_rate: float | None = None
-    repeats: int = 5
+    repeats: int = 9
     steps: int = 16
     warmup: int = 2
     case_seconds: int = 10
@@ -99,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("repeats", "timed pairs of prefill and no_cache"),
         ("steps", "timed pairs of decode steps at each length"),
         ("warmup", "pairs before them that are not counted"),
-        ("case_seconds", "after these a case makes do with 5 pairs"),
+        ("case_seconds", "after these a timing makes do with 5 pairs (prefill: thrice these)"),
         ("threads", "torch threads; 0 leaves torch's choice"),
         ("seed", "of the weights and the tokens"),
     )

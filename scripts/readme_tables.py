@@ -1,0 +1,132 @@
+"""Write the tables of README.md from the recorded results: `python scripts/readme_tables.py [--check]`.
+
+Each table stands between `<!-- table NAME -->` and `<!-- end NAME -->`. `--check` changes nothing and exits with 1
+where the page and the records differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPECTED = ROOT / "eval" / "expected"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; bars inside cells are escaped."""
+    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" if any(line) else "|" * (len(line) + 1) for line in lines)
+
+
+def read(name: str) -> dict[str, Any]:
+    """The recorded result `name`."""
+    return json.loads((EXPECTED / name).read_text())
+
+
+def shapes() -> str:
+    """Accuracy, perplexity and cost of every row of the default run."""
+    report = read("shapes.json")
+    columns = ["", "accuracy", "perplexity of descriptions", "image tokens kept", "output tokens kept"]
+    rows = []
+    for row in report["rows"]:
+        label = row["label"]
+        if row["settings"]["output_keep_rate"]:
+            label += f", output rate driven to {row['settings']['output_keep_rate']}"
+        rows.append(
+            [
+                label,
+                f"{row['accuracy']:.1%}".replace("%", " %"),
+                f"{row['perplexity']:.3f} (×{row['perplexity_vs_dense']:.3f})",
+                f"{row['image_tokens_kept']:.0f} of {row['image_tokens']:.0f}",
+                f"{row['output_tokens_kept']:.1f} of {row['output_tokens']:.1f}",
+                f"{row['prefill_flops'] / 1e6:.0f} M (×{row['prefill_flops_vs_dense']:.2f})",
+                f"{row['kv_bytes'] / 1e3:.0f} k (×{row['kv_bytes_vs_dense']:.2f})",
+            ]
+        )
+    return markdown([*columns, "prefill FLOPs", "KV bytes"], rows)
+
+
+def efficiency() -> str:
+    """Time and memory, ours over stock, of two runs of `measure`."""
+    runs = [read("efficiency_cpu.json"), read("efficiency_cpu_repeat.json")]
+    batches = sorted({case["batch"] for case in runs[0]["decode"]})
+
+    def cell(found: Callable[[dict[str, Any]], list[float]]) -> str:
+        values = [found(run) for run in runs]
+        same = all(f"{x:.2f}" == f"{values[0][n]:.2f}" for value in values for n, x in enumerate(value))
+        shown = [" / ".join(f"{x:.2f}" for x in value) for value in values]
+        return shown[0] if same else "; ".join(shown)
+
+    def decode(batch: int, value: Callable[[dict[str, Any]], float]) -> str:
+        return cell(lambda run: [value(case) for case in run["decode"] if case["batch"] == batch])
+
+    def whole(mode: str, batch: int, value: Callable[[dict[str, Any]], float]) -> str:
+        if not any(case["batch"] == batch for case in runs[0][mode]):
+            return ""
+        return cell(lambda run: [value(case) for case in run[mode] if case["batch"] == batch])
+
+    lengths = " / ".join(f"{case['output_length']:,}" for case in runs[0]["decode"] if case["batch"] == batches[0])
+    prefill, no_cache = runs[0]["prefill"][0], runs[0]["no_cache"][0]
+    rows = [
+        [
+            f"time to first token (FLOPs promise {prefill['flops']['ratio']:.2f})",
+            *(whole("prefill", b, lambda c: c["time"]["ratio"]["median"]) for b in batches),
+        ],
+        [
+            "share of the speed-up that the FLOPs promise",
+            *(whole("prefill", b, lambda c: c["share_of_promise"]) for b in batches),
+        ],
+        [
+            f"decode step with cache at {lengths} output tokens",
+            *(decode(b, lambda c: c["time"]["ratio"]["median"]) for b in batches),
+        ],
+        [
+            f"KV memory held at {lengths} output tokens",
+            *(decode(b, lambda c: c["kv_bytes"]["ratio"]) for b in batches),
+        ],
+        [
+            f"{no_cache['output_length']} tokens without cache",
+            *(whole("no_cache", b, lambda c: c["total_s"]["ratio"]) for b in batches),
+        ],
+    ]
+    return markdown(["", *(f"batch {b}" for b in batches)], rows)
+
+
+TABLES = {"shapes": shapes, "efficiency": efficiency}
+
+
+def render(page: str) -> str:
+    """`page` with every table made anew."""
+    for name, build in TABLES.items():
+        pattern = re.compile(f"(<!-- table {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
+        if not pattern.search(page):
+            raise ValueError(f"README.md has no place for the table {name!r}: <!-- table {name} -->")
+        table = build()
+        page = pattern.sub(lambda match, table=table: match[1] + table + match[2], page)
+    return page
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    check = parser.parse_args().check
+    path = ROOT / "README.md"
+    page = path.read_text()
+    made = render(page)
+    if check:
+        if made != page:
+            print("README.md differs from eval/expected; run python scripts/readme_tables.py", file=sys.stderr)
+        return int(made != page)
+    path.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
