@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
+from transformers.utils.generic import is_flash_attention_requested
 
 from .functional import gate_weights, masked_softmax, off_diagonal, visible_columns
 
@@ -114,12 +115,16 @@ def gated_implementation(implementation: str) -> str:
 
 def _register(implementation: str) -> None:
     """Register the attention of the sparse layers: MaskedSoftmax with a keep mask, the stock one without."""
-    masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_sdpa}.get(implementation)
+    flash = is_flash_attention_requested(requested_attention_implementation=implementation)
+    masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_sdpa}.get(
+        implementation, masked_softmax_sdpa if flash else None
+    )
 
     def gated_attention(module, query, key, value, attention_mask, keep_mask=None, **kwargs):
         if keep_mask is None:
-            stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-            return stock(module, query, key, value, attention_mask, **kwargs)
+            # Flash attention takes no 4D mask; those few calls that need one go through sdpa.
+            carried = "sdpa" if flash and attention_mask is not None and attention_mask.dim() == 4 else implementation
+            return _stock_attention(carried, module, query, key, value, attention_mask, **kwargs)
         if masked is None:
             raise ValueError(
                 f"attn_implementation={implementation!r} cannot carry the keep mask of training; use 'sdpa' or 'eager'."
@@ -131,20 +136,43 @@ def _register(implementation: str) -> None:
     AttentionMaskInterface.register(MASKED_PREFIX + implementation, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
 
 
-def backend_mask(visible: Tensor | None, query_length: int, implementation: str, like: Tensor) -> Tensor | None:
-    """A bool mask in the form that `implementation` takes: additive for eager, bool for sdpa.
+def _stock_attention(implementation: str, module, *args, **kwargs):
+    """Stock attention `implementation`, which may look up its own name in the layer's config."""
+    config, gated = module.config, module.config._attn_implementation
+    stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    if implementation in ("eager", "sdpa"):
+        return stock(module, *args, **kwargs)
+    try:
+        config._attn_implementation = implementation
+        return stock(module, *args, **kwargs)
+    finally:
+        config._attn_implementation = gated
+
+
+def backend_mask(
+    visible: Tensor | None, query_length: int, implementation: str, like: Tensor, valid: Tensor | None = None
+) -> Tensor | None:
+    """A bool mask in the form that `implementation` takes: additive for eager, bool for sdpa, 2D for flash attention.
 
     Args:
         visible: `(B, 1, Q, K)` bool; None means plain causal, or a single query that sees everything.
         query_length: Q.
         implementation: name of the attention back end.
         like: tensor whose dtype and device the mask gets.
+        valid: `(B, K)` bool where `visible` is no more than causal over these columns, padding on the right.
+
+    Returns:
+        The mask. Where flash attention cannot carry it, a 4D mask, with which the sparse layers go through sdpa.
 
     Raises:
         ValueError: `implementation` takes no 4D mask.
     """
     if implementation == "sdpa" or (visible is None and query_length == 1):
         return visible
+    if is_flash_attention_requested(requested_attention_implementation=implementation):
+        if visible is None:
+            return None
+        return visible[:, 0, 0] if query_length == 1 else (visible if valid is None else valid)
     if implementation != "eager":
         raise ValueError(f"attn_implementation={implementation!r} cannot carry a 4D mask; use 'sdpa' or 'eager'.")
     if visible is None:

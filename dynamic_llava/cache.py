@@ -52,12 +52,14 @@ class SparseLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         if not self.table.fixed_size:
             self.keys, self.values = self._grow(self.keys), self._grow(self.values)
+        if not self.table.started:
+            # Every cursor is at 0, and the new states are all there is, already contiguous.
+            number = key_states.shape[2]
+            self.keys[:, :, :number], self.values[:, :, :number] = key_states, value_states
+            return key_states, value_states
         index = self.table.write_index[:, None, :, None].expand_as(key_states)
         self.keys.scatter_(2, index, key_states)
         self.values.scatter_(2, index, value_states)
-        if not self.table.started:
-            # Nothing was there before: the new states are all there is, already contiguous.
-            return key_states, value_states
         return self.keys[:, :, : self.table.read_length], self.values[:, :, : self.table.read_length]
 
     def get_seq_length(self) -> int:
@@ -79,6 +81,8 @@ class SparseLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
+            # An offloaded layer is in host memory.
+            beam_idx = beam_idx.to(self.keys.device)
             self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
 
 
@@ -94,11 +98,16 @@ class SparseCache(Cache):
         config: `DynamicLlavaConfig`.
         block_size: slots added when the storage of the sparse layers is full.
         max_length: fixed size of all layers in tokens, for compiled decoding; None grows.
+        offload: keep the layers that are not being computed in host memory (models on a GPU).
     """
 
-    def __init__(self, config, block_size: int = 64, max_length: int | None = None) -> None:
+    def __init__(self, config, block_size: int = 64, max_length: int | None = None, offload: bool = False) -> None:
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}.")
+        if offload and max_length is not None:
+            raise ValueError(f"A SparseCache of fixed size (max_length={max_length}) is not offloaded; choose one.")
+        if offload and not torch.cuda.is_available():
+            raise ValueError("offload=True moves keys and values from a GPU to the host; this torch sees no GPU.")
         num_layers = config.text_config.num_hidden_layers
         self.sparse_layer = config.sparsity.sparse_layer
         self.max_length = max_length
@@ -107,7 +116,7 @@ class SparseCache(Cache):
             DynamicLayer() if max_length is None else StaticLayer(max_length) for _ in range(self.sparse_layer)
         ]
         layers += [SparseLayer(self.table) for _ in range(num_layers - self.sparse_layer)]
-        super().__init__(layers=layers)
+        super().__init__(layers=layers, offloading=offload)
 
     @property
     def started(self) -> bool:
@@ -171,6 +180,8 @@ class SparseCache(Cache):
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens to remove, got {tokens_to_remove}.")
+        if self.max_length is not None:
+            raise ValueError("A SparseCache of fixed size cannot be cropped; make one without max_length.")
         if tokens_to_remove < 0:
             self.table.crop(self.get_seq_length() + tokens_to_remove)
         super().crop(tokens_to_remove)

@@ -103,14 +103,20 @@ class DynamicLlavaConfig(LlavaConfig):
 
     Changes from `LlavaConfig`:
         - `sparsity`: `SparsityConfig` or its dict; None means the paper's values.
+        - `projector_layers`: linear layers of the projector (1 is LLaVA's `linear`, N its `mlpNx_gelu`).
+        - `published`: entries of a published `config.json` that nothing here reads, kept for the way back.
         - `from_pretrained` also takes a stock LLaVA-1.5 folder.
     """
 
     model_type = "dynamic_llava"
 
     sparsity: dict | SparsityConfig | None = None
+    projector_layers: int = 2
+    published: dict | None = None
 
     def __post_init__(self, **kwargs):
+        if self.projector_layers < 1:
+            raise ValueError(f"projector_layers must be at least 1, got {self.projector_layers}.")
         if not isinstance(self.sparsity, SparsityConfig):
             self.sparsity = SparsityConfig.from_dict(self.sparsity or {})
         super().__post_init__(**kwargs)

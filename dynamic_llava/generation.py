@@ -13,7 +13,7 @@ from .cache import SparseCache, require_sparse_cache
 from .functional import gather_kept
 from .statistics import SparsityStatistics
 
-CACHES = (None, "dynamic", "static")
+CACHES = (None, "dynamic", "static", "offloaded")
 
 
 class DynamicGenerationMixin:
@@ -69,11 +69,13 @@ class DynamicGenerationMixin:
             if generation_config.cache_implementation not in CACHES:
                 raise ValueError(
                     f"cache_implementation={generation_config.cache_implementation!r} is not one that drops tokens; "
-                    "leave it out to decode on a SparseCache, or pass 'static' for one of fixed size."
+                    "leave it out to decode on a SparseCache, or pass 'static' for one of fixed size, 'offloaded' for "
+                    "one in host memory."
                 )
             fixed = generation_config.cache_implementation == "static"
             length = max(max_cache_length, generation_config.max_cache_len or 0) if fixed else None
-            model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length)
+            offload = generation_config.cache_implementation == "offloaded"
+            model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length, offload=offload)
 
     def create_masks_for_generate(
         self, attention_mask: Tensor | None, past_key_values: SparseCache, **_

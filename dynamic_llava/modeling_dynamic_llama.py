@@ -89,7 +89,7 @@ class DynamicLlamaModel(LlamaModel):
         )
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
         dense, sparse = self.layers[: self.sparsity.sparse_layer], self.layers[self.sparsity.sparse_layer :]
-        hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, **kwargs)
+        hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
         self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)
         if options.training:
             decision = draw(self, hidden, spans, options)
@@ -104,25 +104,23 @@ class DynamicLlamaModel(LlamaModel):
             else:
                 hidden = self._kept(hidden, decision, spans, position_ids, causal_mask, seen, **kwargs)
             if past_key_values is not None:
-                past_key_values.table.record(decision, spans)
+                past_key_values.table.record(decision, spans, seen)
         return DynamicLlamaOutput(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values, decision=decision
         )
 
-    def _run(self, layers, hidden: Tensor, mask: Tensor | None, position_ids: Tensor, **kwargs) -> Tensor:
-        position_embeddings = self.rotary_emb(hidden, position_ids=position_ids)
+    def _run(self, layers, hidden: Tensor, mask: Tensor | None, positions: Tensor, **kwargs) -> Tensor:
+        """The layers see positions as rotary embeddings only: flash attention takes gaps in `position_ids` for the
+        borders of packed sequences, and kept tokens have gaps."""
+        position_embeddings = self.rotary_emb(hidden, position_ids=positions)
         for layer in layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=position_embeddings,
-                position_ids=position_ids,
-                **kwargs,
-            )
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=position_embeddings, **kwargs)
         return hidden
 
-    def _run_sparse(self, hidden: Tensor, visible: Tensor | None, position_ids: Tensor, **kwargs) -> Tensor:
-        mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden)
+    def _run_sparse(
+        self, hidden: Tensor, visible: Tensor | None, position_ids: Tensor, valid: Tensor | None = None, **kwargs
+    ) -> Tensor:
+        mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden, valid)
         return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, position_ids, **kwargs)
 
     def _step(self, hidden: Tensor, decision: Decision, position_ids: Tensor, seen: int | Tensor, **kwargs) -> Tensor:
@@ -147,7 +145,7 @@ class DynamicLlamaModel(LlamaModel):
     ) -> Tensor:
         """Several tokens per row: the sparse layers run on those that stay, at their original positions."""
         cache: SparseCache | None = kwargs["past_key_values"]
-        stay, hidden_keys = _split(decision, spans)
+        stay, hidden_keys, unstored = _split(decision, spans)
         started = cache is not None and cache.started
         if stay is None and hidden_keys is None and not started:
             # Nothing to drop: exactly the stock decoder, padding included.
@@ -165,7 +163,7 @@ class DynamicLlamaModel(LlamaModel):
         index, valid, full = pack_left(spans.present if stay is None else stay)
         packed = gather_kept(hidden, index)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
-        visible = None
+        visible, causal_over = None, None if started or hidden_keys is not None else valid
         if cache is not None:
             visible = cache.table.plan(valid, index + seen, padded=False)
             if full and not started:
@@ -174,29 +172,31 @@ class DynamicLlamaModel(LlamaModel):
             visible = visible_columns(~hidden_keys.gather(1, index), causal_candidates(valid))
         elif not full:
             visible = causal_candidates(valid) | torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
-        output = self._run_sparse(packed, visible, positions, **kwargs)
+        output = self._run_sparse(packed, visible, positions, valid=causal_over, **kwargs)
         if cache is not None:
-            cache.table.commit(valid.sum(dim=-1), most=index.shape[1])
+            cache.table.commit(valid.sum(dim=-1) - unstored, most=index.shape[1])
             if stay is not None:
                 cache.table.crop_floor = int(seen) + hidden.shape[1]
         return scatter_kept(output, index, valid, torch.zeros_like(hidden))
 
 
-def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor | None]:
+def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor | None, Tensor | int]:
     """Which tokens stay in the sequence, and which of these only themselves may see; None where all, or none.
 
-    Dropped image tokens leave. Dropped output tokens leave in generation without a cache, but for the last one, which
-    has the next token to say; in scoring each has, so that they stay as queries and hide as keys.
+    Dropped image tokens leave. Dropped output tokens leave in generation without a cache; in scoring each has a next
+    token to say, so that they stay as queries and hide as keys. So does the last token of a row, which stays although
+    it is dropped: the third value counts these, `(B,)`, and a cache does not store them.
     """
     stay, hidden_keys = decision.image_keep_mask, None
     if decision.output_keep_mask is not None:
         if spans.generated:
-            output = decision.output_keep_mask.clone()
-            output[:, -1] = True
-            stay = output if stay is None else stay & output
+            stay = decision.output_keep_mask if stay is None else stay & decision.output_keep_mask
         else:
             hidden_keys = ~decision.output_keep_mask
-    return (None if stay is None else stay & spans.present), hidden_keys
+    if stay is None:
+        return None, hidden_keys, 0
+    last = spans.present & (spans.present.flip(-1).cumsum(dim=-1).flip(-1) == 1)
+    return (stay | last) & spans.present, hidden_keys, (last & ~stay).sum(dim=-1)
 
 
 def seen_tokens(cache: SparseCache | None) -> int | Tensor:

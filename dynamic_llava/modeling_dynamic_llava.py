@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, LlavaPreTrainedModel
+from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .cache import SparseCache, require_sparse_cache
@@ -17,7 +17,14 @@ from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
 from .modeling_dynamic_llama import DynamicLlamaModel, seen_tokens
 from .outputs import DynamicLlavaModelOutput, DynamicLlavaOutput
-from .token_spans import IGNORE_INDEX, find_spans, image_token_mask
+from .projector import MultiModalProjector
+from .token_spans import (
+    IGNORE_INDEX,
+    check_position_ids,
+    find_spans,
+    generated_token_mask,
+    image_token_mask,
+)
 
 
 class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -40,7 +47,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         # Not LlavaModel's own __init__: it would build a stock decoder first, 26 GB of it for a 7B in fp32.
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.multi_modal_projector = MultiModalProjector(config)
         self.language_model = DynamicLlamaModel(config.text_config, config.sparsity)
         self.post_init()
 
@@ -71,7 +78,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         if options is None:
             options = SparsityOptions.resolve(self.config.sparsity, training=False)
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self._embed(input_ids)
         if pixel_values is not None:
             encoded = self.get_image_features(
                 pixel_values=pixel_values,
@@ -85,18 +92,21 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             image_features = torch.cat(list(mm_encoder_outputs["image"].pooler_output), dim=0)
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-            placeholder = self.get_placeholder_mask(input_ids, inputs_embeds, image_features[None])
-            inputs_embeds = inputs_embeds.masked_scatter(placeholder, image_features)
-            image_mask = placeholder[..., 0]
+            image_mask = self._image_mask(input_ids, inputs_embeds, prompt_length)
+            self._check_features(image_mask, len(image_features))
+            inputs_embeds = inputs_embeds.masked_scatter(image_mask[..., None], image_features)
         elif input_ids is not None and input_ids.shape[1] > 1:
-            self._require_no_image_tokens(input_ids)
+            self._check_features(self._image_mask(input_ids, inputs_embeds, prompt_length), 0)
         self._check_cache(past_key_values, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
+        present = self._new_columns(attention_mask, past_key_values, inputs_embeds.shape)
+        if position_ids is not None and inputs_embeds.shape[1] > 1:
+            check_position_ids(position_ids, present, *inputs_embeds.shape[:2])
         spans = find_spans(
             inputs_embeds.shape[:2],
             inputs_embeds.device,
-            attention_mask=self._new_columns(attention_mask, past_key_values, inputs_embeds.shape),
+            attention_mask=present,
             single_output=inputs_embeds.shape[1] == 1 and past_key_values is not None and past_key_values.started,
             image=image_mask,
             labels=labels,
@@ -138,13 +148,44 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         start = int(seen_tokens(cache))
         return mask[:, start : start + length]
 
-    def _require_no_image_tokens(self, input_ids: Tensor) -> None:
-        number = int(image_token_mask(input_ids, self.config.image_token_id).sum())
-        if number:
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """Embeddings `(B, N, D)`; the image token need not be in the vocabulary, its place is filled anyway."""
+        embedding = self.get_input_embeddings()
+        if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
+            input_ids = input_ids.masked_fill(image_token_mask(input_ids, self.config.image_token_id), 0)
+        return embedding(input_ids)
+
+    def _image_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, prompt_length: int | None) -> Tensor:
+        """`(B, N)` bool: where image features go. A generated token is never an image, whatever its id."""
+        if input_ids is None:
+            if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
+                raise ValueError(
+                    f"The image token {self.config.image_token_id} is outside the vocabulary of "
+                    f"{self.config.text_config.vocab_size}, so that inputs_embeds cannot hold it; pass input_ids."
+                )
+            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
+        else:
+            mask = image_token_mask(input_ids, self.config.image_token_id)
+        if prompt_length is not None:
+            mask = mask & ~generated_token_mask(mask.shape, prompt_length, mask.device)
+        return mask
+
+    def _check_features(self, image_mask: Tensor, features: int) -> None:
+        """`ValueError` unless there is one image token for each of `features` image features."""
+        number = int(image_mask.sum())
+        if number == features:
+            return
+        by_row = image_mask.sum(dim=-1).tolist()
+        if not features:
             raise ValueError(
-                f"input_ids hold {number} image tokens (id {self.config.image_token_id}) but no pixel_values were "
-                "passed; pass the processor's pixel_values, or remove <image> from the prompt."
+                f"input_ids hold {number} image tokens (id {self.config.image_token_id}; by row {by_row}) but no "
+                "pixel_values were passed; pass the processor's pixel_values, or remove <image> from the prompt."
             )
+        raise ValueError(
+            f"{number} image tokens (id {self.config.image_token_id}; by row {by_row}) for {features} image features; "
+            "pass the images of exactly these rows in the order of their tokens, and none for text-only rows."
+        )
 
     def _check_cache(self, cache: Cache | None, batch_size: int, length: int) -> None:
         """`ValueError` when `cache` is not a `SparseCache` for this model and call."""

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .functional import new_steering
 
+# What `kinds` holds of a token: image and output tokens judged, and whether they were kept.
+KINDS = {"image": 1, "image_kept": 2, "output": 4, "output_kept": 8}
+
 
 class SlotTable:
     """Cursors and validity of the slots.
@@ -20,8 +23,10 @@ class SlotTable:
         length_bound: host-side upper bound of the cursors.
         write_index: `(B, n)` slots of the tokens being written.
         read_length: slots that the call in progress reads.
+        kinds: `(B, columns)` uint8, what each token seen was: a sum of `KINDS`.
         steering: `(B, 3)` state of `functional.steered_keep_mask`.
-        counts: `(B, 4)` long: image tokens seen and kept, output tokens judged and kept.
+        steering_log: `(B, columns, 3)` the state after each column, for `crop`; None until a call steers, and where the
+            size is fixed.
 
     With `fixed_size` all tensors are allocated once and changed in place, and no Python number changes from step to
     step, so that a compiled decode step runs on unchanged.
@@ -42,8 +47,9 @@ class SlotTable:
         self.valid: Tensor | None = None
         self.column: Tensor | None = None
         self.write_index: Tensor | None = None
+        self.kinds: Tensor | None = None
         self.steering: Tensor | None = None
-        self.counts: Tensor | None = None
+        self.steering_log: Tensor | None = None
         self.has_padding = False
         # Columns below this belong to calls whose image tokens were dropped: they cannot be cropped into.
         self.crop_floor = 0
@@ -53,10 +59,10 @@ class SlotTable:
         self.capacity = self.fixed_size or 0
         self.valid = torch.zeros(batch_size, self.capacity, dtype=torch.bool, device=device)
         self.column = torch.zeros(batch_size, self.capacity, dtype=torch.long, device=device)
-        self.counts = torch.zeros(batch_size, 4, dtype=torch.long, device=device)
+        self.kinds = torch.zeros(batch_size, self.capacity, dtype=torch.uint8, device=device)
         self.steering = new_steering(batch_size, device)
         if self.fixed_size:
-            for tensor in (self.cursor, self.valid, self.column, self.counts, self.steering):
+            for tensor in (self.cursor, self.valid, self.column, self.kinds, self.steering):
                 torch._dynamo.mark_static_address(tensor)
 
     def _reserve(self, number: int) -> None:
@@ -70,9 +76,8 @@ class SlotTable:
         needed = self.length_bound + number
         if needed > self.capacity:
             self.capacity = -(-needed // self.block_size) * self.block_size
-            missing = self.capacity - self.valid.shape[1]
-            self.valid = torch.nn.functional.pad(self.valid, (0, missing))
-            self.column = torch.nn.functional.pad(self.column, (0, missing))
+            self.valid = _widen(self.valid, needed, self.block_size)
+            self.column = _widen(self.column, needed, self.block_size)
         self.read_length = self.length_bound + number
 
     def plan(self, valid: Tensor, column: Tensor, padded: bool) -> Tensor | None:
@@ -115,17 +120,41 @@ class SlotTable:
         """Move every cursor on by `number`."""
         self.commit(torch.full_like(self.cursor, number), most=number)
 
-    def record(self, decision, spans) -> None:
-        """Note what a call decided: counts, and where the steering of the output rate stands."""
-        if decision.steering is not None:
-            self.steering.copy_(decision.steering)
-        columns = []
-        for tokens, keep in ((spans.image, decision.image_keep_mask), (spans.output, decision.output_keep_mask)):
-            if tokens is None:
-                columns += [torch.zeros_like(self.counts[:, 0])] * 2
-            else:
-                columns += [tokens.sum(dim=-1), (tokens if keep is None else tokens & keep).sum(dim=-1)]
-        self.counts.add_(torch.stack(columns, dim=-1))
+    def record(self, decision, spans, seen: int | Tensor) -> None:
+        """Note what a call on tokens from column `seen` on decided, and where the steering stands."""
+        kinds = torch.zeros_like(spans.present, dtype=torch.uint8)
+        for name, tokens, keep in (
+            ("image", spans.image, decision.image_keep_mask),
+            ("output", spans.output, decision.output_keep_mask),
+        ):
+            if tokens is not None:
+                kept = tokens if keep is None else tokens & keep
+                for kind, which in ((name, tokens), (f"{name}_kept", kept)):
+                    kinds = kinds + which.to(torch.uint8) * KINDS[kind]
+        columns = torch.arange(kinds.shape[1], device=kinds.device) + seen
+        if not self.fixed_size:
+            self.kinds = _widen(self.kinds, seen + kinds.shape[1], self.block_size)
+        self.kinds.scatter_(1, columns.expand_as(kinds), kinds)
+        self._log_steering(decision.steering, seen, kinds.shape[1])
+
+    def _log_steering(self, steering: Tensor | None, seen: int | Tensor, number: int) -> None:
+        if self.fixed_size:
+            if steering is not None:
+                self.steering.copy_(steering)
+            return
+        if steering is None and self.steering_log is None:
+            return
+        if self.steering_log is None:
+            self.steering_log = self.steering.new_zeros(len(self.steering), 0, self.steering.shape[-1])
+        if steering is not None:
+            self.steering = steering
+        self.steering_log = _widen(self.steering_log, seen + number, self.block_size)
+        self.steering_log[:, seen : seen + number] = self.steering[:, None]
+
+    def counts(self) -> Tensor:
+        """`(B, 4)` long: image tokens seen and kept, output tokens judged and kept."""
+        bits = torch.tensor(list(KINDS.values()), dtype=torch.uint8, device=self.kinds.device)
+        return ((self.kinds[..., None] & bits) > 0).sum(dim=1)
 
     def kept_lengths(self) -> Tensor:
         """`(B,)` long: stored tokens of each row, padding not counted."""
@@ -141,19 +170,31 @@ class SlotTable:
 
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the table by `function` of them (reorder, repeat, select)."""
-        for name in ("cursor", "valid", "column", "counts", "steering"):
+        for name in ("cursor", "valid", "column", "kinds", "steering", "steering_log"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, function(tensor))
 
     def crop(self, length: int) -> None:
-        """Forget the tokens from column `length` on."""
+        """Forget the tokens from column `length` on, and what was decided about them."""
         if length < self.crop_floor:
             raise ValueError(
                 f"crop to {length} tokens reaches into a prompt of {self.crop_floor} tokens whose image tokens were "
                 "dropped: their selection would change. Crop less, or reset the cache and feed the shorter prompt."
             )
-        if self.cursor is not None:
-            slots = torch.arange(self.capacity, device=self.cursor.device)
-            stored = slots < self.cursor[:, None]
-            self.cursor = (stored & (self.column < length)).sum(dim=-1)
+        if self.cursor is None:
+            return
+        slots = torch.arange(self.capacity, device=self.cursor.device)
+        stored = slots < self.cursor[:, None]
+        self.cursor = (stored & (self.column < length)).sum(dim=-1)
+        self.kinds[:, length:] = 0
+        if self.steering_log is not None:
+            self.steering = self.steering_log[:, length - 1].clone() if length else torch.zeros_like(self.steering)
+
+
+def _widen(tensor: Tensor, columns: int, block_size: int) -> Tensor:
+    """`tensor (B, T, ...)` with at least `columns` columns, new ones 0, grown by whole blocks."""
+    if columns <= tensor.shape[1]:
+        return tensor
+    missing = -(-columns // block_size) * block_size - tensor.shape[1]
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)

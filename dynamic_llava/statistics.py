@@ -32,8 +32,8 @@ class SparsityStatistics:
     @classmethod
     def of(cls, cache: SparseCache) -> SparsityStatistics:
         """Read the statistics of `cache`."""
-        counts = cache.table.counts
-        if counts is None:
+        if not cache.started:
             raise ValueError("The SparseCache is empty; statistics are there after the first forward.")
+        counts = cache.table.counts()
         columns = [cache.table.kept_columns(row).tolist() for row in range(len(counts))]
         return cls(*counts.unbind(dim=-1), kv_bytes=cache.memory_bytes(), kept_columns=columns)

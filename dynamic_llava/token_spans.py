@@ -53,6 +53,38 @@ def generated_token_mask(shape: tuple[int, int], prompt_length: int, device: tor
     return (torch.arange(shape[1], device=device) >= prompt_length).expand(shape)
 
 
+def check_position_ids(position_ids: Tensor, attention_mask: Tensor | None, batch_size: int, length: int) -> None:
+    """`ValueError` unless positions rise from token to token of each row, padding aside.
+
+    Args:
+        position_ids: `(B or 1, N)` long.
+        attention_mask: `(B, N)`, 0 at padding; None means no padding.
+        batch_size, length: B and N.
+    """
+    if position_ids.shape not in ((batch_size, length), (1, length)):
+        raise ValueError(
+            f"position_ids has shape {tuple(position_ids.shape)}, but the call has {batch_size} rows of {length} "
+            f"tokens; pass one of shape {(batch_size, length)}, or leave it out."
+        )
+    present = torch.ones_like(position_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    positions = position_ids.expand(present.shape)
+    # The largest position of the present tokens in front of each, -1 at the first.
+    before = positions.masked_fill(~present, -1).cummax(dim=-1).values.roll(1, dims=-1)
+    before[:, 0] = -1
+    wrong = ((positions <= before) & present).any(dim=-1)
+    if bool(wrong.any()):
+        row = int(wrong.long().argmax())
+        raise ValueError(
+            f"position_ids of row {row} contradict the attention mask: {_short(positions[row].tolist())} do not rise "
+            "over its present tokens; leave position_ids out to have them counted from the mask."
+        )
+
+
+def _short(values: list[int], most: int = 12) -> str:
+    shown = ", ".join(map(str, values[:most]))
+    return f"[{shown}{', ...' if len(values) > most else ''}]"
+
+
 def find_spans(
     shape: tuple[int, int],
     device: torch.device,

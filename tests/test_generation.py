@@ -9,7 +9,8 @@ import torch
 
 from dynamic_llava import SparseCache, functional
 
-from .tiny import batch_of, image_run, mixed_prompts, pad_rows, tiny_model, words
+from .naive import naive_generate, naive_sequence, naive_steering
+from .tiny import IMAGE_TOKEN, batch_of, image_run, mixed_prompts, pad_rows, pictures, tiny_model, words
 
 GREEDY = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
 
@@ -76,15 +77,89 @@ def test_sampling_repeats_with_a_seed_and_does_not_need_the_cache(model, batch):
     assert not torch.equal(found[0], model.generate(**batch, **arguments))
 
 
-def naive_steering(margins, rate):
-    """Keep decisions of one row by the definition: a threshold moved by mean |margin| * (kept - rate)."""
-    threshold, total, decisions = 0.0, 0.0, []
-    for number, margin in enumerate(margins, start=1):
-        keep = margin >= threshold
-        total += abs(margin)
-        threshold += total / number * (keep - rate)
-        decisions.append(keep)
-    return decisions
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"image_keep_rate": 0.7},
+        {"output_sparsity": False},
+        {"image_selection": "threshold"},
+        {"output_keep_rate": 0.3},
+        {"output_keep_rate": 0.6, "image_keep_rate": 1.0},
+    ],
+)
+def test_modes_equal_the_definition(model, batch, arguments):
+    together = model.generate(
+        **batch, **GREEDY, **arguments, return_dict_in_generate=True, output_logits=True, output_scores=True
+    )
+    rows, images = mixed_prompts()
+    for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+        tokens, logits = naive_generate(model, row, image, 24, **arguments)
+        assert together.sequences[number, -24:].tolist() == tokens
+        found = torch.stack(together.logits, dim=1)[number]
+        torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beams_and_samples_follow_the_definition(model, batch, arguments, use_cache):
+    """What beams and sampling choose is transformers'; the scores they choose by are the definition's."""
+    torch.manual_seed(3)
+    output = model.generate(
+        **batch,
+        **{**GREEDY, "max_new_tokens": 10, "min_new_tokens": 10, **arguments},
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    rows, images = mixed_prompts()
+    copies = arguments.get("num_return_sequences", 1)
+    for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+        sequence = number * copies
+        scores = naive_sequence(model, row, image, output.sequences[sequence, -10:].tolist())
+        if "num_beams" in arguments:
+            # The suppressed tokens take a share of the probability that the scores do not have back.
+            steps = torch.stack(output.logits, dim=1)
+            beams = output.beam_indices[sequence, :10]
+            found = torch.stack([steps[b, n].log_softmax(-1) for n, b in enumerate(beams)])
+        else:
+            found = torch.stack(output.logits, dim=1)[sequence].log_softmax(-1)
+        found = found.gather(1, output.sequences[sequence, -10:, None])[:, 0]
+        torch.testing.assert_close(found, scores, atol=1e-4, rtol=1e-4)
+
+
+def test_a_generated_image_token_is_a_word(model):
+    """Nothing in decoding may take it for an image that lacks its features."""
+    rows, images = mixed_prompts()
+    for row, image in ((rows[0], images[0]), (rows[2], None)):
+        found = [
+            model.generate(
+                **batch_of([row], [image], "left"),
+                max_new_tokens=8,
+                min_new_tokens=8,
+                do_sample=False,
+                pad_token_id=0,
+                suppress_tokens=[],
+                sequence_bias={(IMAGE_TOKEN,): 100.0},
+                use_cache=use_cache,
+            )
+            for use_cache in (True, False)
+        ]
+        assert (found[0] == IMAGE_TOKEN).sum() > row.count(IMAGE_TOKEN)
+        assert torch.equal(*found)
+
+
+def test_a_prompt_that_ends_in_a_dropped_image_token(model):
+    """It says the first word of the answer, and no later token sees it."""
+    rows = [[1, *words(3, 8), *image_run()], [1, *image_run(), *words(2, 9)]]
+    images = [pictures(1, 4), pictures(1, 5)]
+    both = batch_of(rows, images, "left")
+    with torch.no_grad():
+        assert not model(**both).image_keep_mask[0, -1]
+    cached = model.generate(**both, **GREEDY)
+    assert torch.equal(cached, model.generate(**both, **GREEDY, use_cache=False))
+    for number in range(2):
+        assert cached[number, -24:].tolist() == naive_generate(model, rows[number], images[number], 24)[0]
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])

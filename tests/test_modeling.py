@@ -7,7 +7,9 @@ import torch
 from transformers import DynamicCache
 
 from dynamic_llava import SparseCache, functional
+from dynamic_llava.statistics import SparsityStatistics
 
+from .naive import naive_generate
 from .tiny import (
     IMAGE_TOKEN,
     batch_of,
@@ -64,18 +66,6 @@ def test_batch_rows_equal_single_rows(attention, side):
             assert together.past_key_values.kept_lengths[number] == alone.past_key_values.kept_lengths[0]
 
 
-def naive_generate(model, row, image, steps):
-    """Greedy decoding by the definition: no cache, lists, one row; every token judged when it has been fed."""
-    tokens, prompt = list(row), len(row)
-    for _ in range(steps):
-        batch = batch_of([tokens], [image], "left")
-        with torch.no_grad():
-            output = model(**batch, use_cache=False, prompt_length=prompt)
-        logits = output.logits[0, -1].index_fill(0, torch.tensor([2, IMAGE_TOKEN]), float("-inf"))
-        tokens.append(int(logits.argmax()))
-    return tokens[prompt:]
-
-
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_cached_equals_uncached_equals_naive_over_64_tokens(attention):
     model = tiny_model(attention=attention)
@@ -86,7 +76,7 @@ def test_cached_equals_uncached_equals_naive_over_64_tokens(attention):
     uncached = model.generate(**batch, **arguments, use_cache=False)
     assert torch.equal(cached, uncached)
     for number, (row, image) in enumerate(zip(rows, images, strict=True)):
-        assert cached[number, -64:].tolist() == naive_generate(model, row, image, 64)
+        assert cached[number, -64:].tolist() == naive_generate(model, row, image, 64)[0]
 
 
 def stepwise(model, row, image, answer):
@@ -269,7 +259,8 @@ def test_second_turn_with_a_new_image_in_a_batch(side):
         assert kept[row] == kept_alone[0]
 
 
-def test_crop_forgets_as_if_never_fed():
+@pytest.mark.parametrize("arguments", [{}, {"output_keep_rate": 0.3}])
+def test_crop_forgets_as_if_never_fed(arguments):
     model = tiny_model()
     rows, images = mixed_prompts()
     batch = batch_of(rows, images, "left")
@@ -278,7 +269,8 @@ def test_crop_forgets_as_if_never_fed():
     def feed(cache, columns):
         with torch.no_grad():
             return [
-                model(input_ids=tokens[:, c : c + 1], past_key_values=cache, use_cache=True).logits for c in columns
+                model(input_ids=tokens[:, c : c + 1], past_key_values=cache, use_cache=True, **arguments).logits
+                for c in columns
             ]
 
     with torch.no_grad():
@@ -288,7 +280,11 @@ def test_crop_forgets_as_if_never_fed():
     feed(cropped, [0, 1, 4, 5, 3])
     cropped.crop(-3)
     assert torch.equal(straight.kept_lengths, cropped.kept_lengths)
+    assert SparsityStatistics.of(straight).output_tokens.tolist() == [2] * 4
     assert torch.equal(torch.cat(feed(straight, [2, 3])), torch.cat(feed(cropped, [2, 3])))
+    for name in ("image_tokens_kept", "output_tokens_kept", "output_tokens", "kept_columns"):
+        one, two = (getattr(SparsityStatistics.of(cache), name) for cache in (straight, cropped))
+        assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two, name
     with pytest.raises(ValueError, match="image tokens"):
         cropped.crop(-(cropped.get_seq_length() - 3))
 
@@ -324,8 +320,18 @@ def test_bad_calls_name_the_value():
     with_image = torch.tensor([[1, *image_run(), 5]])
     with pytest.raises(ValueError, match="pixel_values"):
         model(input_ids=with_image)
-    with pytest.raises(ValueError, match="tokens: 16, features: "):
+    with pytest.raises(ValueError, match=r"16 image tokens .*by row \[16\]\) for 32 image features"):
         model(input_ids=with_image, pixel_values=pictures(2))
+    with pytest.raises(ValueError, match=r"by row \[16, 0\]\) for 32 image features.*none for text-only rows"):
+        model(**batch_of([with_image[0].tolist(), [1, 5, 6]], [pictures(1), pictures(1)], "right"))
+    positions = torch.arange(18)[None]
+    for wrong, message in (
+        (positions[:, 1:], r"position_ids has shape \(1, 17\)"),
+        (positions.flip(-1), "position_ids of row 0 contradict the attention mask"),
+        (positions - 1, "position_ids of row 0 contradict the attention mask"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(input_ids=with_image, pixel_values=pictures(1), position_ids=wrong)
     with pytest.raises(ValueError, match=r"\(0, 1\], got 1.5"):
         model(input_ids=with_image, pixel_values=pictures(1), image_keep_rate=1.5)
     with pytest.raises(ValueError, match=r"\(0, 1\], got 0"):

@@ -87,3 +87,36 @@ def test_storage_of_fixed_size_is_checked_and_counted():
         SparseCache(model.config, max_length=0)
     with pytest.raises(ValueError, match="9 more do not fit a SparseCache of max_length=8"), torch.no_grad():
         model(input_ids=torch.tensor([words(9, 0)]), past_key_values=SparseCache(model.config, max_length=8))
+
+
+def test_offloading_needs_a_gpu_and_a_growing_cache():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="is not offloaded"):
+        SparseCache(model.config, max_length=8, offload=True)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="this torch sees no GPU"):
+            model.generate(**batch_of(*mixed_prompts(), "left"), **GREEDY, cache_implementation="offloaded")
+
+
+def test_layers_that_left_and_came_back_are_the_same():
+    """What the cache does with an offloaded layer around each update; the copies themselves need a GPU."""
+    model = tiny_model()
+    batch, token = batch_of(*mixed_prompts(), "left"), torch.tensor([[5]] * 4)
+    with torch.no_grad():
+        caches = [model(**batch, use_cache=True).past_key_values for _ in range(2)]
+        for layer in caches[1].layers:
+            layer.offload()
+            layer.prefetch()
+        one, two = (model(input_ids=token, past_key_values=cache).logits for cache in caches)
+    assert torch.equal(one, two)
+    with pytest.raises(ValueError, match="fixed size cannot be cropped"):
+        prefilled(model)[0].crop(-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_offloaded_generation_equals_resident():
+    model = tiny_model().cuda()
+    batch = {name: tensor.cuda() for name, tensor in batch_of(*mixed_prompts(), "left").items()}
+    resident = model.generate(**batch, **GREEDY)
+    assert torch.equal(resident, model.generate(**batch, **GREEDY, cache_implementation="offloaded"))
