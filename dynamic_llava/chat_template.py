@@ -4,6 +4,7 @@ from __future__ import annotations
 
 IMAGE_TOKEN = "<image>"
 END_TOKEN = "</s>"
+USER, ASSISTANT = "USER:", "ASSISTANT:"
 
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -46,3 +47,12 @@ def system_prompt_of(processor) -> str:
     text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     own = text.partition("USER:")[0].strip()
     return own or SYSTEM_PROMPT
+
+
+def marker_ids(tokenizer, marker: str) -> list[int]:
+    """Token ids of `USER` or `ASSISTANT` as they stand in a conversation, behind a space."""
+    text = f"? {marker} ?"
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    end = text.index(marker) + len(marker)
+    spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [token for token, (start, stop) in spans if start >= 1 and stop <= end and stop > start]

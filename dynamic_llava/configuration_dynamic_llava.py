@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from transformers import LlavaConfig
 
 from .functional import check_estimator
 
+# `model_type` of LLaVA's and Dynamic-LLaVA's own code ("llava" is Hugging Face's too, which has a `text_config`).
+PUBLISHED_MODEL_TYPES = ("llava_llama", "llava", "dynamic_llava_llama")
 IMAGE_SELECTIONS = ("topk", "threshold")
 
 
@@ -43,6 +45,12 @@ class SparsityConfig:
         budget_weight: weight of the two budget losses beside the LM loss.
         min_output_length: answers shorter than this are kept whole in training.
         gate_estimator: gradient of the gates of dropped columns, `bounded` or `exact` (`functional.gate_weights`).
+        instruct_predictor: whether text of the last user turn, from its last image on, is dropped too, in prefill
+            and training (published code; the paper's Table 9 shows that it costs accuracy).
+        instruct_keep_rate: fraction of it kept in training, in (0, 1]; inference keeps what is more likely kept.
+        min_instruct_length: shorter texts are kept whole in training.
+        user_marker, assistant_marker: token ids between which that text stands, by default `USER:` and `ASSISTANT:` of
+            Llama's tokenizer.
 
     Raises:
         ValueError: a value out of range, named with the values allowed.
@@ -61,10 +69,19 @@ class SparsityConfig:
     budget_weight: float = 100.0
     min_output_length: int = 50
     gate_estimator: str = "bounded"
+    instruct_predictor: bool = False
+    instruct_keep_rate: float = 0.7
+    min_instruct_length: int = 25
+    user_marker: list[int] = field(default_factory=lambda: [3148, 1001, 29901])
+    assistant_marker: list[int] = field(default_factory=lambda: [319, 1799, 9047, 13566, 29901])
 
     def __post_init__(self) -> None:
         self.image_keep_rate = check_keep_rate("image_keep_rate", self.image_keep_rate)
         self.output_keep_rate = check_keep_rate("output_keep_rate", self.output_keep_rate)
+        self.instruct_keep_rate = check_keep_rate("instruct_keep_rate", self.instruct_keep_rate)
+        for name in ("user_marker", "assistant_marker"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must be token ids, such as those of 'USER:', got {getattr(self, name)}.")
         check_image_selection(self.image_selection)
         check_estimator(self.gate_estimator)
         for name in ("sparse_layer", "predictor_dim", "predictor_num_heads", "predictor_ffn_dim"):
@@ -75,14 +92,14 @@ class SparsityConfig:
                 f"predictor_dim must be a multiple of 8 and of predictor_num_heads={self.predictor_num_heads}, "
                 f"got {self.predictor_dim}."
             )
-        for name in ("predictor_num_layers", "min_output_length", "budget_weight"):
+        for name in ("predictor_num_layers", "min_output_length", "min_instruct_length", "budget_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SparsityConfig:
         """Build from plain values; an unknown key is a `ValueError` that offers the nearest names."""
-        known = [field.name for field in fields(cls)]
+        known = [item.name for item in fields(cls)]
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or known
@@ -139,6 +156,12 @@ class DynamicLlavaConfig(LlavaConfig):
 
         `sparsity`, a `SparsityConfig` or a dict of some of its keys, goes on top of what `config_dict` holds.
         """
+        if "text_config" not in config_dict and config_dict.get("model_type") in PUBLISHED_MODEL_TYPES:
+            raise ValueError(
+                f"This is a checkpoint in LLaVA's own layout (model_type {config_dict['model_type']!r}); load it with "
+                "dynamic_llava.checkpoints.load_published, or convert it once with "
+                "python -m dynamic_llava.checkpoints convert SRC DST --to ours."
+            )
         if config_dict.get("model_type") == LlavaConfig.model_type:
             config_dict = {**config_dict, "model_type": cls.model_type}
         changes = kwargs.pop("sparsity", None)

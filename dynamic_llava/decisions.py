@@ -35,6 +35,9 @@ class SparsityOptions:
     training: bool
     gumbel_tau: float
     min_output_length: int
+    instruct_sparsity: bool
+    instruct_keep_rate: float
+    min_instruct_length: int
 
     @classmethod
     def resolve(
@@ -76,6 +79,9 @@ class SparsityOptions:
             training=training,
             gumbel_tau=gumbel_tau,
             min_output_length=sparsity.min_output_length,
+            instruct_sparsity=sparsity.instruct_predictor,
+            instruct_keep_rate=sparsity.instruct_keep_rate,
+            min_instruct_length=sparsity.min_instruct_length,
         )
 
 
@@ -95,11 +101,14 @@ class Decision:
     image_budget_loss: Tensor | None = None
     output_budget_loss: Tensor | None = None
     steering: Tensor | None = None
+    instruct_keep_mask: Tensor | None = None
+    instruct_keep_logits: Tensor | None = None
+    instruct_budget_loss: Tensor | None = None
 
     def keep_mask(self, like: Tensor) -> Tensor:
-        """Product of both masks, `(B, N)` in the dtype of `like (B, N)`."""
+        """Product of the masks, `(B, N)` in the dtype of `like (B, N)`."""
         keep = torch.ones_like(like)
-        for mask in (self.image_keep_mask, self.output_keep_mask):
+        for mask in (self.image_keep_mask, self.output_keep_mask, self.instruct_keep_mask):
             if mask is not None:
                 keep = keep * mask.to(keep.dtype)
         return keep
@@ -123,15 +132,38 @@ def draw(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions) -> 
         decision.image_keep_mask = functional.scatter_kept(mask, index, valid, ones)
         decision.image_budget_loss = functional.budget_loss(mask, valid, options.image_keep_rate)
     if options.output_sparsity:
-        index, valid, _ = functional.pack_left(nothing if spans.output is None else spans.output)
-        logits = model.output_predictor(functional.gather_kept(hidden, index))
-        noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
-        mask = functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
-        long_enough = valid.sum(dim=-1) >= options.min_output_length
-        decision.output_keep_logits = logits
-        decision.output_keep_mask = functional.scatter_kept(mask, index, valid & long_enough[:, None], ones)
-        decision.output_budget_loss = functional.budget_loss(mask, valid, options.output_keep_rate, long_enough)
+        decision.output_keep_logits, decision.output_keep_mask, decision.output_budget_loss = _draw_tokens(
+            model.output_predictor,
+            hidden,
+            nothing if spans.output is None else spans.output,
+            options,
+            options.output_keep_rate,
+            options.min_output_length,
+        )
+    if options.instruct_sparsity:
+        decision.instruct_keep_logits, decision.instruct_keep_mask, decision.instruct_budget_loss = _draw_tokens(
+            model.instruct_predictor,
+            hidden,
+            nothing if spans.instruct is None else spans.instruct,
+            options,
+            options.instruct_keep_rate,
+            options.min_instruct_length,
+        )
     return decision
+
+
+def _draw_tokens(
+    predictor, hidden: Tensor, tokens: Tensor, options: SparsityOptions, keep_rate: float, min_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep logits, keep mask and budget loss of `tokens (B, N)`, judged one by one; short rows are kept whole."""
+    index, valid, _ = functional.pack_left(tokens)
+    logits = predictor(functional.gather_kept(hidden, index))
+    noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
+    mask = functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
+    long_enough = valid.sum(dim=-1) >= min_length
+    ones = torch.ones(hidden.shape[:2], device=hidden.device)
+    keep = functional.scatter_kept(mask, index, valid & long_enough[:, None], ones)
+    return logits, keep, functional.budget_loss(mask, valid, keep_rate, long_enough)
 
 
 def decide(
@@ -151,6 +183,11 @@ def decide(
         decision.image_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
     if options.output_sparsity and spans.output is not None:
         _judge_outputs(model, hidden, spans, options, steering, decision)
+    if options.instruct_sparsity and spans.instruct is not None:
+        index, valid, _ = functional.pack_left(spans.instruct)
+        logits = decision.instruct_keep_logits = model.instruct_predictor(functional.gather_kept(hidden, index))
+        keep = logits[..., 0] > logits[..., 1]
+        decision.instruct_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
     return decision
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 from safetensors import SafetensorError
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
+from .model_card import write_model_card
+
 logger = logging.get_logger(__name__)
 
-PREDICTORS = ("image_predictor.", "output_predictor.")
+PREDICTORS = ("image_predictor.", "output_predictor.", "instruct_predictor.")
 
 
 class DynamicLoadingMixin:
@@ -26,24 +29,50 @@ class DynamicLoadingMixin:
         Raises:
             ValueError: a weight other than a predictor's is missing or unknown, or a file is damaged.
         """
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = _spare_predictors(kwargs["quantization_config"])
-        verbosity = logging.get_verbosity()
-        try:
-            # The generic report calls new predictors a warning of its own; the message below replaces it.
-            logging.set_verbosity_error()
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise ValueError(
-                f"A weight file of {pretrained_model_name_or_path} is damaged or cut off ({error}); "
-                "copy or download it again."
-            ) from error
-        finally:
-            logging.set_verbosity(verbosity)
-        _check_keys(str(pretrained_model_name_or_path), info)
+        name = pretrained_model_name_or_path
+        model, info = _load_quietly(super().from_pretrained, str(name), name, *args, **kwargs)
+        _say_new(str(name), check_keys(str(name), info["missing_keys"], info["unexpected_keys"]))
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_state_dict(cls, state_dict: dict, config, name: str, **kwargs):
+        """A model of `config` with the weights `state_dict`, by our names; `kwargs` as in `from_pretrained`.
+
+        Args:
+            name: what messages call the checkpoint.
+        """
+        model, info = _load_quietly(super().from_pretrained, name, None, config=config, state_dict=state_dict, **kwargs)
+        _say_new(name, check_keys(name, info["missing_keys"], info["unexpected_keys"]))
+        return model
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+        """As `PreTrainedModel.save_pretrained`, with a model card where there is none."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_model_card(save_directory, self.config)
+
+
+def _load_quietly(load, name: str, *args, **kwargs):
+    """`load(*args, **kwargs)` without transformers' report of new weights; the model and the loading info."""
+    if kwargs.get("quantization_config") is not None:
+        kwargs["quantization_config"] = _spare_predictors(kwargs["quantization_config"])
+    verbosity = logging.get_verbosity()
+    try:
+        # The generic report calls new predictors a warning of its own; `check_keys` replaces it.
+        logging.set_verbosity_error()
+        return load(*args, output_loading_info=True, **kwargs)
+    except SafetensorError as error:
+        raise ValueError(
+            f"A weight file of {name} is damaged or cut off ({error}); copy or download it again."
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: weights of another shape than config.json says. Check that config.json belongs to them.\n{error}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _spare_predictors(quantization):
@@ -56,17 +85,25 @@ def _spare_predictors(quantization):
     return quantization
 
 
-def _check_keys(source: str, info: dict) -> None:
-    missing = sorted(info["missing_keys"])
-    new = [key for key in missing if any(name in key for name in PREDICTORS)]
-    lost = [key for key in missing if key not in new]
-    unknown = sorted(info["unexpected_keys"])
+def check_keys(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> list[str]:
+    """Predictors alone may be missing; returns these.
+
+    Raises:
+        ValueError: another weight is missing, or one is unknown; lists them.
+    """
+    new = sorted(key for key in missing if any(name in key for name in PREDICTORS))
+    lost = sorted(set(missing) - set(new))
+    unknown = sorted(unexpected)
     if lost or unknown:
         raise ValueError(
-            f"{source} does not hold a Dynamic-LLaVA or LLaVA-1.5 checkpoint in Hugging Face layout: "
+            f"{source} does not hold a whole Dynamic-LLaVA or LLaVA-1.5 checkpoint: "
             f"missing {_some(lost)}; unknown {_some(unknown)}. "
             "Check that the copy is whole and that its config.json belongs to it."
         )
+    return new
+
+
+def _say_new(source: str, new: list[str]) -> None:
     if new:
         logger.warning(
             f"{source} holds no {' and '.join(sorted({_predictor(key) for key in new}))}: new ones were initialised. "

@@ -36,6 +36,8 @@ class DynamicLlamaModel(LlamaModel):
         self.sparsity = sparsity
         self.image_predictor = ImagePredictor(config.hidden_size, sparsity)
         self.output_predictor = OutputPredictor(config.hidden_size, sparsity)
+        if sparsity.instruct_predictor:
+            self.instruct_predictor = OutputPredictor(config.hidden_size, sparsity)
         # Attention reads its back end from its config; the sparse layers have one of their own that names the gated
         # form of the decoder's back end. Set once and for all modes, so that a recomputed layer does the same.
         self.sparse_config = copy.copy(config)
@@ -183,11 +185,13 @@ class DynamicLlamaModel(LlamaModel):
 def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor | None, Tensor | int]:
     """Which tokens stay in the sequence, and which of these only themselves may see; None where all, or none.
 
-    Dropped image tokens leave. Dropped output tokens leave in generation without a cache; in scoring each has a next
-    token to say, so that they stay as queries and hide as keys. So does the last token of a row, which stays although
-    it is dropped: the third value counts these, `(B,)`, and a cache does not store them.
+    Dropped image and instruct tokens leave. Dropped output tokens leave in generation without a cache; in scoring each
+    has a next token to say, so that they stay as queries and hide as keys. So does the last token of a row, which stays
+    although it is dropped: the third value counts these, `(B,)`, and a cache does not store them.
     """
     stay, hidden_keys = decision.image_keep_mask, None
+    if decision.instruct_keep_mask is not None:
+        stay = decision.instruct_keep_mask if stay is None else stay & decision.instruct_keep_mask
     if decision.output_keep_mask is not None:
         if spans.generated:
             stay = decision.output_keep_mask if stay is None else stay & decision.output_keep_mask

@@ -20,10 +20,12 @@ from .outputs import DynamicLlavaModelOutput, DynamicLlavaOutput
 from .projector import MultiModalProjector
 from .token_spans import (
     IGNORE_INDEX,
+    TokenSpans,
     check_position_ids,
     find_spans,
     generated_token_mask,
     image_token_mask,
+    last_user_turn_mask,
 )
 
 
@@ -112,6 +114,8 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             labels=labels,
             prompt_length=prompt_length,
         )
+        if self.config.sparsity.instruct_predictor and not spans.single_output:
+            spans.instruct = self._instruct_tokens(input_ids, spans, past_key_values, options)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             spans=spans,
@@ -154,6 +158,24 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
             input_ids = input_ids.masked_fill(image_token_mask(input_ids, self.config.image_token_id), 0)
         return embedding(input_ids)
+
+    def _instruct_tokens(
+        self, input_ids: Tensor | None, spans: TokenSpans, cache: SparseCache | None, options: SparsityOptions
+    ) -> Tensor | None:
+        """`(B, N)` bool: text of the last user turn of rows with images; None on a cache that has started."""
+        if spans.image is None or (cache is not None and cache.started):
+            return None
+        if input_ids is None:
+            raise ValueError("The instruct predictor finds the user's turn in input_ids; pass them, not inputs_embeds.")
+        output = torch.zeros_like(spans.present) if spans.output is None else spans.output
+        sparsity = self.config.sparsity
+        tokens = last_user_turn_mask(
+            input_ids, spans.image, output | ~spans.present, sparsity.user_marker, sparsity.assistant_marker
+        )
+        if not options.training:
+            # The published code judges the last one in training only.
+            tokens = tokens & tokens.roll(-1, dims=1)
+        return tokens
 
     def _image_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, prompt_length: int | None) -> Tensor:
         """`(B, N)` bool: where image features go. A generated token is never an image, whatever its id."""
@@ -305,7 +327,7 @@ class DynamicLlavaForConditionalGeneration(
         loss = lm_loss = None
         if labels is not None:
             loss = lm_loss = self._lm_loss(logits, labels, num_items_in_batch)
-            for budget in (decision.image_budget_loss, decision.output_budget_loss):
+            for budget in (decision.image_budget_loss, decision.output_budget_loss, decision.instruct_budget_loss):
                 if budget is not None:
                     loss = loss + self.config.sparsity.budget_weight * budget
         return DynamicLlavaOutput(
@@ -318,8 +340,10 @@ class DynamicLlavaForConditionalGeneration(
             image_hidden_states=outputs.image_hidden_states,
             image_budget_loss=decision.image_budget_loss,
             output_budget_loss=decision.output_budget_loss,
+            instruct_budget_loss=decision.instruct_budget_loss,
             image_keep_mask=decision.image_keep_mask,
             output_keep_mask=decision.output_keep_mask,
+            instruct_keep_mask=decision.instruct_keep_mask,
             image_keep_logits=decision.image_keep_logits,
             output_keep_logits=decision.output_keep_logits,
         )

@@ -31,9 +31,9 @@ class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
 
     Changes from `LlavaCausalLMOutputWithPast`:
         lm_loss: scalar, next-token loss alone; `loss` adds the weighted budgets in training.
-        image_budget_loss, output_budget_loss: scalars, unweighted, in training.
-        image_keep_mask, output_keep_mask: `(B, N)`, 1 where that predictor keeps the token or does not judge it;
-            None where it judged nothing in this call.
+        image_budget_loss, output_budget_loss, instruct_budget_loss: scalars, unweighted, in training.
+        image_keep_mask, output_keep_mask, instruct_keep_mask: `(B, N)`, 1 where that predictor keeps the token or does
+            not judge it; None where it judged nothing in this call.
         image_keep_logits: `(B, N_image, 2)`, output_keep_logits: `(B, N_output, 2)`, rows packed to the left, index 0
             means keep.
 
@@ -43,7 +43,9 @@ class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
     lm_loss: Tensor | None = None
     image_budget_loss: Tensor | None = None
     output_budget_loss: Tensor | None = None
+    instruct_budget_loss: Tensor | None = None
     image_keep_mask: Tensor | None = None
     output_keep_mask: Tensor | None = None
+    instruct_keep_mask: Tensor | None = None
     image_keep_logits: Tensor | None = None
     output_keep_logits: Tensor | None = None

@@ -86,7 +86,10 @@ class ImagePredictor(nn.Module):
 
 
 class OutputPredictor(nn.Module):
-    """Judges one token from that token alone (paper, method): LayerNorm, Linear(D, P), GELU, P -> P/2 -> P/4 -> 2."""
+    """Judges one token from that token alone (paper, method): LayerNorm, Linear(D, P), GELU, P -> P/2 -> P/4 -> 2.
+
+    The optional instruct predictor is another one of these.
+    """
 
     def __init__(self, hidden_size: int, sparsity: SparsityConfig) -> None:
         super().__init__()

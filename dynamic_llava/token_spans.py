@@ -14,15 +14,16 @@ IGNORE_INDEX = -100
 class TokenSpans:
     """Tokens of a call by kind, `(B, N)` bool each.
 
-    `present` is false at padding; `image` and `output` are None where the call has none. `generated` tells that
-    `output` was written by `generate` without a cache, so that dropped tokens leave the sequence; `single_output` that
-    the call is one generated token per row on a cache.
+    `present` is false at padding; `image`, `output` and `instruct` are None where the call has none. `generated` tells
+    that `output` was written by `generate` without a cache, so that dropped tokens leave the sequence; `single_output`
+    that the call is one generated token per row on a cache.
     """
 
     present: Tensor
     has_padding: bool
     image: Tensor | None = None
     output: Tensor | None = None
+    instruct: Tensor | None = None
     generated: bool = False
     single_output: bool = False
 
@@ -46,6 +47,39 @@ def answer_token_mask(labels: Tensor, attention_mask: Tensor | None = None) -> T
     ignored_prompt = (labels == IGNORE_INDEX) & present
     ignored_from_here_on = ignored_prompt.flip(-1).cumsum(dim=-1).flip(-1) > 0
     return present & ~ignored_from_here_on
+
+
+def last_user_turn_mask(
+    input_ids: Tensor, image: Tensor, end_before: Tensor, user_marker: list[int], assistant_marker: list[int]
+) -> Tensor:
+    """The text of the last user turn from its last image on (published code, instruct predictor).
+
+    Args:
+        input_ids: `(B, N)` long.
+        image: `(B, N)` bool, image tokens; rows without any have no such text.
+        end_before: `(B, N)` bool, tokens of the answer that is judged or of padding, where no marker is looked for.
+        user_marker, assistant_marker: token ids of `USER:` and `ASSISTANT:`.
+
+    Returns:
+        `(B, N)` bool: after the last image and the last `USER:`, in front of the last `ASSISTANT:`.
+    """
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    after_image = torch.where(image, columns + 1, 0).amax(dim=1)
+    user = _marker_starts(input_ids, user_marker) & ~end_before
+    assistant = _marker_starts(input_ids, assistant_marker) & ~end_before
+    start = torch.maximum(after_image, torch.where(user, columns + len(user_marker), 0).amax(dim=1))
+    end = torch.where(assistant, columns, 0).amax(dim=1)
+    return (columns >= start[:, None]) & (columns < end[:, None]) & image.any(dim=1, keepdim=True)
+
+
+def _marker_starts(input_ids: Tensor, marker: list[int]) -> Tensor:
+    """`(B, N)` bool, true where `marker` starts."""
+    found = torch.ones_like(input_ids, dtype=torch.bool)
+    for offset, token in enumerate(marker):
+        shifted = input_ids.roll(-offset, dims=1) == token
+        shifted[:, input_ids.shape[1] - offset :] = False
+        found &= shifted
+    return found
 
 
 def generated_token_mask(shape: tuple[int, int], prompt_length: int, device: torch.device) -> Tensor:

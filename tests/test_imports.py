@@ -15,6 +15,7 @@ LAYERS = {
     "token_spans": 0,
     "slots": 0,
     "chat_template": 0,
+    "model_card": 0,
     "configuration_dynamic_llava": 1,
     "predictors": 2,
     "attention": 2,

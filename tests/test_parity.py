@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dynamic_llava import functional
+from dynamic_llava.checkpoints.keys import from_published
 
-from .parity import IMAGE_TOKEN, Case, load_case, load_model, our_key
+from .parity import IMAGE_TOKEN, Case, load_case, load_model
 
 LOGIT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-4
@@ -155,7 +156,7 @@ def test_training(name, attention, monkeypatch):
     compared = 0
     for key, expected in case.expected.items():
         if key.startswith("grad."):
-            found = ours[our_key(key.removeprefix("grad."))].grad
+            found = ours[from_published(key.removeprefix("grad."))].grad
             assert (found - expected).abs().max() <= GRADIENT_TOLERANCE * expected.abs().max(), key
             compared += 1
     assert compared

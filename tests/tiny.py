@@ -12,7 +12,9 @@ IMAGE_TOKENS = 16
 PAD = 0
 
 
-def tiny_config(attention: str = "sdpa", kv_heads: int = 2, width: int = 32, **sparsity) -> DynamicLlavaConfig:
+def tiny_config(
+    attention: str = "sdpa", kv_heads: int = 2, width: int = 32, projector_layers: int = 2, **sparsity
+) -> DynamicLlavaConfig:
     config = DynamicLlavaConfig(
         text_config=LlamaConfig(
             vocab_size=100,
@@ -38,6 +40,7 @@ def tiny_config(attention: str = "sdpa", kv_heads: int = 2, width: int = 32, **s
         ),
         image_token_index=IMAGE_TOKEN,
         image_seq_length=IMAGE_TOKENS,
+        projector_layers=projector_layers,
         sparsity={
             "predictor_dim": 32,
             "predictor_num_heads": 4,

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 import dynamic_llava  # noqa: F401  registers the model with the Auto classes
 
+from ..checkpoints import load_checkpoint, load_processor
+from ..checkpoints.published_config import is_published
+from ..checkpoints.source import find_folder, is_adapter, read_json
 from ..configuration_dynamic_llava import check_keep_rate
 from ..decisions import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
 
@@ -110,20 +113,30 @@ def load_model(path: str | Path, dtype: str = "auto", device: str | None = None)
     """
     path = str(path)
     torch_dtype = _parse_dtype(dtype)
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise FileNotFoundError(f"{path} holds no config.json; pass the folder of a finished run.")
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except OSError as error:
-        raise FileNotFoundError(f"No model at {path!r}: not a folder here, and not to be had from the hub.") from error
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
+    folder = find_folder(path)
+    if is_adapter(folder):
+        model = load_checkpoint(path, dtype=torch_dtype)
+    else:
+        model = _load_whole(path, read_json(folder / "config.json"), torch_dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedModel(path, model.to(device).eval(), load_processor(path))
+
+
+def _load_whole(path: str, config: dict[str, Any], dtype: str | torch.dtype) -> PreTrainedModel:
+    """A dense LLaVA stays one; every Dynamic-LLaVA loads, whatever its layout."""
+    if is_published(config):
+        if not config.get("sparse_config"):
+            raise ValueError(
+                f"{path} is a LLaVA without predictors in LLaVA's own layout; for a dense baseline convert it first: "
+                "python -m dynamic_llava.checkpoints convert SRC DST --to llava-hf."
+            )
+        return load_checkpoint(path, dtype=None if dtype == "auto" else dtype)
+    if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
         raise ValueError(
-            f"{path} is a {config.model_type!r} model; this evaluates {' and '.join(SUPPORTED_MODEL_TYPES)}. "
+            f"{path} is a {config.get('model_type')!r} model; this evaluates {' and '.join(SUPPORTED_MODEL_TYPES)}. "
             f"For others run `python -m lmms_eval`."
         )
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch_dtype)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(path, model.to(device).eval(), AutoProcessor.from_pretrained(path))
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
 
 
 def _parse_dtype(dtype: str) -> str | torch.dtype:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import AutoProcessor, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from .. import DynamicLlavaForConditionalGeneration
+from ..chat_template import ASSISTANT, USER, marker_ids
+from ..checkpoints import load_checkpoint, load_processor
 from ..data.collator import LlavaCollator
 from ..data.dataset import LlavaJsonDataset
 from .arguments import StageConfig
 from .trainer import MetricsFile, StageTrainer, freeze
 
 
-def build_model(config: StageConfig) -> DynamicLlavaForConditionalGeneration:
+def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> DynamicLlavaForConditionalGeneration:
     """The base checkpoint with the run's sparsity; frozen parts frozen."""
-    model = DynamicLlavaForConditionalGeneration.from_pretrained(
+    sparsity = asdict(config.sparsity)
+    if config.sparsity.instruct_predictor:
+        sparsity |= {"user_marker": marker_ids(tokenizer, USER), "assistant_marker": marker_ids(tokenizer, ASSISTANT)}
+    model = load_checkpoint(
         config.model.base_model,
-        sparsity=asdict(config.sparsity),
+        sparsity=sparsity,
         attn_implementation=config.model.attn_implementation,
         dtype="auto",
     )
@@ -30,7 +35,7 @@ def train(config: StageConfig) -> StageTrainer:
     """Train and save model, processor and resolved configuration into the run's folder."""
     args = config.training
     set_seed(args.seed)
-    processor = AutoProcessor.from_pretrained(config.model.base_model)
+    processor = load_processor(config.model.base_model)
     dataset = LlavaJsonDataset(
         config.data.train_file,
         config.data.image_folder,
@@ -41,7 +46,7 @@ def train(config: StageConfig) -> StageTrainer:
         image_aspect_ratio="pad" if config.data.image_aspect_ratio == "pad" else None,
     )
     trainer = StageTrainer(
-        model=build_model(config),
+        model=build_model(config, processor.tokenizer),
         args=args,
         train_dataset=dataset,
         data_collator=LlavaCollator(processor),

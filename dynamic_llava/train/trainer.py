@@ -57,7 +57,7 @@ class StageTrainer(Trainer):
             # Tokens were counted over all ranks, and DDP averages over them.
             lm_loss = lm_loss * self.accelerator.num_processes
         loss = lm_loss
-        for budget in (outputs.image_budget_loss, outputs.output_budget_loss):
+        for budget in (outputs.image_budget_loss, outputs.output_budget_loss, outputs.instruct_budget_loss):
             if budget is not None:
                 loss = loss + weight * budget / steps
         self._record(inputs, outputs, lm_loss, steps)
@@ -67,7 +67,9 @@ class StageTrainer(Trainer):
         self._micro_steps += 1
         values = {"lm_loss": lm_loss * steps}
         values |= {
-            key: outputs[key] for key in ("image_budget_loss", "output_budget_loss") if outputs.get(key) is not None
+            key: outputs[key]
+            for key in ("image_budget_loss", "output_budget_loss", "instruct_budget_loss")
+            if outputs.get(key) is not None
         }
         for key, value in values.items():
             self._sums[key] += value.detach().float()

@@ -7,7 +7,7 @@ import copy
 import pytest
 from transformers import LlavaProcessor
 
-from dynamic_llava.chat_template import SYSTEM_PROMPT, chat_template, system_prompt_of
+from dynamic_llava.chat_template import ASSISTANT, SYSTEM_PROMPT, USER, chat_template, marker_ids, system_prompt_of
 from dynamic_llava.data.conversation import (
     Turn,
     encode_conversation,
@@ -79,6 +79,14 @@ def test_the_prompt_is_that_of_the_chat_template(processor: LlavaProcessor) -> N
     assert system_prompt_of(processor) == SYSTEM_PROMPT
     processor.chat_template = None
     assert system_prompt_of(processor) == SYSTEM_PROMPT
+
+
+def test_markers_are_found_in_a_conversation(processor: LlavaProcessor) -> None:
+    input_ids, _ = encode_conversation(TURNS[:2], processor.tokenizer, [64])
+    for marker in (USER, ASSISTANT):
+        ids = marker_ids(processor.tokenizer, marker)
+        assert processor.tokenizer.decode(ids).strip() == marker
+        assert any(input_ids[i : i + len(ids)] == ids for i in range(len(input_ids)))
 
 
 def test_only_answers_and_their_end_tokens_are_learned(processor: LlavaProcessor) -> None:

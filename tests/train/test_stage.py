@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration, functional
+from dynamic_llava.checkpoints import load_processor
 from dynamic_llava.data.shapes import build_shapes
 from dynamic_llava.train import stage
 from dynamic_llava.train.__main__ import main
@@ -48,7 +49,7 @@ def config_of(shapes, output, **values):
 
 def test_a_run_trains_logs_and_saves(shapes, tmp_path):
     config = config_of(shapes, tmp_path / "run")
-    before = stage.build_model(config).state_dict()
+    before = stage.build_model(config, tokenizer=None).state_dict()
     trainer = stage.train(config)
     after = DynamicLlavaForConditionalGeneration.from_pretrained(tmp_path / "run").state_dict()
     still = {"vision_tower", "multi_modal_projector"}
@@ -132,3 +133,15 @@ def test_bad_samples_are_skipped_and_counted(shapes, tmp_path, capsys):
         stage.train(config_of(shapes, tmp_path / "a", train_file=broken))
     stage.train(config_of(shapes, tmp_path / "b", train_file=broken, on_bad_sample="skip", max_steps=1))
     assert "1 samples were skipped" in capsys.readouterr().out
+
+
+def test_the_instruct_predictor_takes_its_markers_from_the_tokenizer(shapes, tmp_path):
+    config = config_of(shapes, tmp_path / "run", instruct_predictor=True)
+    processor = load_processor(config.model.base_model)
+    model = stage.build_model(config, processor.tokenizer)
+    text = "A picture. USER: what is it? ASSISTANT:"
+    ids = processor.tokenizer(text)["input_ids"]
+    sparsity = model.config.sparsity
+    for marker in (sparsity.user_marker, sparsity.assistant_marker):
+        assert any(ids[i : i + len(marker)] == marker for i in range(len(ids)))
+    assert any("instruct_predictor" in name for name, p in model.named_parameters() if p.requires_grad)

@@ -1,0 +1,86 @@
+"""`python -m dynamic_llava.checkpoints {inspect,convert,merge}`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from .convert import LAYOUTS, convert
+from .inspect import facts_table, inspect_checkpoint
+from .merge import merge_adapter
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 1 and one line on stderr where it cannot be done."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        # FileNotFoundError and a full disk are OSErrors; their text says what to do.
+        message = error.strerror if isinstance(error, OSError) and error.strerror else error
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.checkpoints", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    tower = {
+        "metavar": "CLIP",
+        "help": "folder or repository of the CLIP model (default: the checkpoint's)",
+    }
+
+    inspect = commands.add_parser("inspect", help="say what a checkpoint is, what is missing, what would be new")
+    inspect.add_argument("source", metavar="SRC", help="folder or repository")
+    inspect.add_argument("--vision-tower", **tower)
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=_inspect)
+
+    other = commands.add_parser("convert", help="write a checkpoint in another layout")
+    other.add_argument("source", metavar="SRC", help="folder or repository")
+    other.add_argument("target", metavar="DST", type=Path, help="new folder")
+    other.add_argument("--to", required=True, choices=LAYOUTS)
+    other.add_argument("--vision-tower", **tower)
+    other.add_argument("--max-shard-gb", type=float, default=2.0, metavar="GB", help="(default: 2)")
+    other.add_argument("--overwrite", action="store_true", help="replace DST")
+    other.set_defaults(run=_convert)
+
+    merge = commands.add_parser("merge", help="fold a LoRA folder into its base")
+    merge.add_argument("source", metavar="LORA", help="folder or repository")
+    merge.add_argument("target", metavar="DST", type=Path, help="new folder, our layout")
+    merge.add_argument("--base", metavar="MODEL", help="the base (default: the one the adapter names)")
+    merge.add_argument("--overwrite", action="store_true", help="replace DST")
+    merge.set_defaults(run=lambda a: merge_adapter(a.source, a.target, a.base, a.overwrite))
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    facts = inspect_checkpoint(arguments.source, arguments.vision_tower)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        Console().print(facts_table(arguments.source, facts))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    if arguments.max_shard_gb <= 0:
+        raise ValueError(f"--max-shard-gb must be above 0, got {arguments.max_shard_gb}.")
+    convert(
+        arguments.source,
+        arguments.target,
+        arguments.to,
+        vision_tower=arguments.vision_tower,
+        max_shard_bytes=int(arguments.max_shard_gb * 2**30),
+        overwrite=arguments.overwrite,
+    )
+    print(f"wrote {arguments.target}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

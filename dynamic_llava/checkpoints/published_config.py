@@ -1,0 +1,289 @@
+"""`config.json` of LLaVA's and Dynamic-LLaVA's own code, to and from `DynamicLlavaConfig`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig
+from transformers.utils import logging
+
+from ..configuration_dynamic_llava import PUBLISHED_MODEL_TYPES, DynamicLlavaConfig, SparsityConfig
+from .keys import PUBLISHED_TOWER
+from .source import CheckpointSource, find_folder, read_json
+
+logger = logging.get_logger(__name__)
+
+# CLIP towers have heads of 64 and quick_gelu; where only their tensors are at hand the rest is in the shapes.
+CLIP_HEAD_SIZE = 64
+
+# Entries of `sparse_config`, and ours.
+SPARSITY_KEYS = {
+    "sparse_layer": "sparse_layer",
+    "vision_keep_rate": "image_keep_rate",
+    "output_text_keep_rate": "output_keep_rate",
+    "instruct_keep_rate": "instruct_keep_rate",
+    "use_vision_predictor": "image_predictor",
+    "d_model": "predictor_dim",
+    "nhead": "predictor_num_heads",
+    "dim_feedforward": "predictor_ffn_dim",
+    "num_layers": "predictor_num_layers",
+    "mask_loss_weight": "budget_weight",
+    "output_text_len_for_training": "min_output_length",
+    "instruct_len_for_training": "min_instruct_length",
+}
+# Read here or by LLaVA's training code; whatever else is not Llama's is said once.
+_LLAVA_KEYS = re.compile(
+    r"^(mm_.*|tune_mm_.*|freeze_mm_.*|unfreeze_mm_.*|use_mm_.*|image_.*|vision_.*|tokenizer_.*|sparse_config|"
+    r"architectures|model_type|torch_dtype|dtype|transformers_version|_name_or_path|auto_map|dynamic_llava)$"
+)
+
+
+def is_published(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is in the layout of LLaVA's own code, and not Hugging Face's."""
+    return config.get("model_type") in PUBLISHED_MODEL_TYPES and "text_config" not in config
+
+
+def read_config(
+    source: CheckpointSource, vision_tower: str | Path | None, sparsity: dict[str, Any] | None = None
+) -> DynamicLlavaConfig:
+    """The configuration of a published checkpoint.
+
+    Args:
+        source: the checkpoint.
+        vision_tower: CLIP folder or repository; None takes `mm_vision_tower`, relative to the checkpoint first.
+        sparsity: entries that go on top of the checkpoint's.
+
+    Raises:
+        ValueError: not a LLaVA on Llama, or a part of LLaVA that LLaVA-1.5 does not have.
+        FileNotFoundError: the tower is not in the checkpoint, and its folder or repository cannot be had.
+    """
+    config = source.config
+    check_supported(source)
+    text_keys = set(LlamaConfig().to_dict()) | {"rope_theta", "rope_scaling"}
+    extra = {key: value for key, value in config.items() if key not in text_keys}
+    unknown = sorted(key for key in extra if not _LLAVA_KEYS.match(key))
+    unknown += sorted(f"sparse_config.{key}" for key in _unknown_sparsity(config))
+    if unknown:
+        logger.warning(f"{source.name}: entries of config.json that nothing here reads: {', '.join(unknown)}.")
+    text = LlamaConfig(**_text_config(config))
+    vision = tower_config(source, vision_tower)
+    ours = config.get("dynamic_llava") or {}
+    values = DynamicLlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        sparsity=SparsityConfig.from_dict({**_sparsity(config), **(sparsity or {})}),
+        projector_layers=projector_layers(config),
+        image_token_index=ours.get("image_token_index", text.vocab_size),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=config.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy=_select_strategy(config),
+        published=extra,
+        pad_token_id=config.get("pad_token_id"),
+    )
+    dtype = config.get("torch_dtype") or config.get("dtype")
+    if dtype:
+        values.dtype = dtype
+    return values
+
+
+def check_supported(source: CheckpointSource) -> None:
+    """`ValueError` unless `source` is a published LLaVA-1.5 or Dynamic-LLaVA."""
+    config, name = source.config, source.name
+    if not is_published(config):
+        kind = config.get("model_type")
+        remedy = "DynamicLlavaForConditionalGeneration.from_pretrained loads it"
+        if "text_config" not in config:
+            remedy = "a text-only or other model cannot be made sparse; pass a LLaVA-1.5 checkpoint"
+        raise ValueError(
+            f"{name} is a {kind!r} model, not in LLaVA's own layout ({', '.join(PUBLISHED_MODEL_TYPES)}): {remedy}."
+        )
+    if not config.get("mm_projector_type") and not any(".mm_projector." in key for key in source.tensors):
+        raise ValueError(f"{name} has no projector: a text-only model. Pass a fine-tuned LLaVA-1.5 checkpoint.")
+    for key, allowed in (("mm_patch_merge_type", ("flat",)), ("mm_use_im_start_end", (False,))):
+        if config.get(key, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{name} has {key}={config[key]!r}, which LLaVA-1.5 does not: only {allowed[0]!r} is known."
+            )
+
+
+def projector_layers(config: dict[str, Any]) -> int:
+    """Linear layers of `mm_projector_type`: 1 for `linear`, N for `mlpNx_gelu`."""
+    kind = config.get("mm_projector_type") or "linear"
+    if kind == "linear":
+        return 1
+    match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
+    if not match:
+        raise ValueError(f"Unknown mm_projector_type {kind!r}; linear and mlpNx_gelu are known.")
+    return int(match[1])
+
+
+def tower_config(source: CheckpointSource, vision_tower: str | Path | None) -> CLIPVisionConfig:
+    """The tower's configuration: from its folder or repository, or else from the shapes of its tensors."""
+    inside = has_tower(source)
+    try:
+        values = read_json(tower_folder(source, vision_tower) / "config.json")
+    except FileNotFoundError:
+        if not inside or vision_tower is not None:
+            raise
+        return _tower_from_shapes(source)
+    values = values.get("vision_config") or values
+    values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
+    return CLIPVisionConfig(**values)
+
+
+def has_tower(source: CheckpointSource) -> bool:
+    """Whether the checkpoint holds the weights of its tower."""
+    return any(key.startswith(PUBLISHED_TOWER) for key in source.tensors)
+
+
+def tower_folder(source: CheckpointSource, vision_tower: str | Path | None) -> Path:
+    """The folder of the tower: as asked for, or the checkpoint's `mm_vision_tower`, relative to it or not."""
+    name = vision_tower or source.config.get("mm_vision_tower") or source.config.get("vision_tower")
+    if not name:
+        raise FileNotFoundError(
+            f"{source.name} names no mm_vision_tower; pass vision_tower=, the folder or repository of its CLIP model."
+        )
+    if vision_tower is None and (source.folder / name).is_dir():
+        return source.folder / name
+    try:
+        return find_folder(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The vision tower {str(name)!r} of {source.name} cannot be had; pass vision_tower=, the folder of the "
+            "CLIP model."
+        ) from error
+
+
+def _tower_from_shapes(source: CheckpointSource) -> CLIPVisionConfig:
+    shapes = {
+        key.removeprefix(PUBLISHED_TOWER): info.shape
+        for key, info in source.tensors.items()
+        if key.startswith(PUBLISHED_TOWER)
+    }
+    hidden, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
+    positions = shapes["embeddings.position_embedding.weight"][0]
+    if hidden % CLIP_HEAD_SIZE:
+        raise FileNotFoundError(
+            f"{source.name}: the number of heads of its vision tower of width {hidden} is not known; pass "
+            "vision_tower=, the folder of the CLIP model."
+        )
+    logger.warning(
+        f"{source.name}: the vision tower {source.config.get('mm_vision_tower')!r} cannot be had; its weights are in "
+        f"the checkpoint, its configuration is taken from their shapes (heads of {CLIP_HEAD_SIZE}, quick_gelu)."
+    )
+    return CLIPVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")}),
+        num_attention_heads=hidden // CLIP_HEAD_SIZE,
+        image_size=patch * math.isqrt(positions - 1),
+        patch_size=patch,
+    )
+
+
+def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
+    """The inverse of `read_config`; what the published layout has no word for goes under `dynamic_llava`."""
+    text = {
+        key: value
+        for key, value in config.text_config.to_diff_dict().items()
+        if key not in ("model_type", "architectures", "rope_parameters", "dtype", "transformers_version")
+    }
+    rope = dict(config.text_config.rope_parameters)
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
+    sparsity = asdict(config.sparsity)
+    kept = dict(config.published or {})
+    values = {
+        "architectures": ["DynamicLlavaLlamaForCausalLM"],
+        "image_aspect_ratio": "pad",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_patch_merge_type": "flat",
+        "use_mm_proj": True,
+        "mm_vision_tower": "vision_tower",
+        **kept,
+        **{key: getattr(config.text_config, key) for key in _SHAPE_KEYS},
+        **text,
+        "model_type": kept.get("model_type", "llava_llama"),
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_scaling": {"type": rope["rope_type"], **scaling}
+        if rope.get("rope_type", "default") != "default"
+        else None,
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_projector_type": "linear" if config.projector_layers == 1 else f"mlp{config.projector_layers}x_gelu",
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}[config.vision_feature_select_strategy],
+        "sparse_config": {
+            **(kept.get("sparse_config") or {}),
+            **{theirs: sparsity[own] for theirs, own in SPARSITY_KEYS.items() if own in sparsity},
+            "use_output_text_predictor": config.sparsity.output_predictor,
+            "use_instruct_predictor": config.sparsity.instruct_predictor,
+            "use_text_predictor": config.sparsity.output_predictor or config.sparsity.instruct_predictor,
+        },
+        "dynamic_llava": {
+            "image_token_index": config.image_token_index,
+            "sparsity": {key: value for key, value in sparsity.items() if key not in SPARSITY_KEYS.values()},
+        },
+    }
+    if config.dtype is not None:
+        values["torch_dtype"] = str(config.dtype).removeprefix("torch.")
+    return values
+
+
+_SHAPE_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    skipped = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "rope_parameters"}
+    text = {key: config[key] for key in (LlamaConfig().to_dict().keys() - skipped) & config.keys()}
+    scaling = dict(config.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    text["rope_parameters"] = {"rope_type": kind, "rope_theta": config.get("rope_theta", 10000.0), **scaling}
+    return text
+
+
+def _select_strategy(config: dict[str, Any]) -> str:
+    feature = config.get("mm_vision_select_feature", "patch")
+    strategies = {"patch": "default", "cls_patch": "full"}
+    if feature not in strategies:
+        raise ValueError(f"Unknown mm_vision_select_feature {feature!r}; use {' or '.join(strategies)}.")
+    return strategies[feature]
+
+
+def _sparsity(config: dict[str, Any]) -> dict[str, Any]:
+    """Our sparsity entries of a published configuration; none where it is a plain LLaVA's."""
+    sparse = config.get("sparse_config")
+    if not sparse:
+        return {}
+    values = {own: sparse[theirs] for theirs, own in SPARSITY_KEYS.items() if theirs in sparse}
+    text = bool(sparse.get("use_text_predictor", True))
+    values["output_predictor"] = text and bool(sparse.get("use_output_text_predictor", True))
+    values["instruct_predictor"] = text and bool(sparse.get("use_instruct_predictor", False))
+    # What the published code computes in training.
+    values["gate_estimator"] = "exact"
+    return {**values, **(config.get("dynamic_llava") or {}).get("sparsity", {})}
+
+
+def _unknown_sparsity(config: dict[str, Any]) -> list[str]:
+    known = {*SPARSITY_KEYS, "use_text_predictor", "use_output_text_predictor", "use_instruct_predictor"}
+    return [key for key in config.get("sparse_config") or {} if key not in known]
+
+
+assert set(SPARSITY_KEYS.values()) <= {item.name for item in fields(SparsityConfig)}
