@@ -194,3 +194,11 @@ def require_sparse_cache(cache: Cache) -> None:
             f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
             "pass dynamic_llava.SparseCache(model.config), or nothing."
         )
+
+
+def seen_tokens(cache: SparseCache | None) -> int | Tensor:
+    """Tokens fed so far; a tensor of its own where the cache has a fixed size, which counts on the device."""
+    if cache is None:
+        return 0
+    seen = cache.get_seq_length()
+    return seen.clone() if isinstance(seen, Tensor) else seen

@@ -12,7 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import backend_mask, causal_candidates, gated_implementation
-from .cache import SparseCache
+from .cache import SparseCache, seen_tokens
 from .configuration_dynamic_llava import SparsityConfig
 from .decisions import Decision, SparsityOptions, decide, draw
 from .functional import gather_kept, pack_left, scatter_kept, visible_columns
@@ -201,14 +201,6 @@ def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor
         return None, hidden_keys, 0
     last = spans.present & (spans.present.flip(-1).cumsum(dim=-1).flip(-1) == 1)
     return (stay | last) & spans.present, hidden_keys, (last & ~stay).sum(dim=-1)
-
-
-def seen_tokens(cache: SparseCache | None) -> int | Tensor:
-    """Tokens fed so far; a tensor of its own where the cache has a fixed size, which counts on the device."""
-    if cache is None:
-        return 0
-    seen = cache.get_seq_length()
-    return seen.clone() if isinstance(seen, Tensor) else seen
 
 
 def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:

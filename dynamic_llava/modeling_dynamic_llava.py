@@ -10,23 +10,16 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .cache import SparseCache, require_sparse_cache
+from .cache import SparseCache
+from .call_inputs import check_cache, check_features, embed, image_positions, instruct_tokens, new_columns
 from .configuration_dynamic_llava import DynamicLlavaConfig
 from .decisions import SparsityOptions
 from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
-from .modeling_dynamic_llama import DynamicLlamaModel, seen_tokens
+from .modeling_dynamic_llama import DynamicLlamaModel
 from .outputs import DynamicLlavaModelOutput, DynamicLlavaOutput
 from .projector import MultiModalProjector
-from .token_spans import (
-    IGNORE_INDEX,
-    TokenSpans,
-    check_position_ids,
-    find_spans,
-    generated_token_mask,
-    image_token_mask,
-    last_user_turn_mask,
-)
+from .token_spans import IGNORE_INDEX, check_position_ids, find_spans
 
 
 class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -79,8 +72,9 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             raise ValueError("Pass pixel_values or mm_encoder_outputs, not both.")
         if options is None:
             options = SparsityOptions.resolve(self.config.sparsity, training=False)
+        embedding = self.get_input_embeddings()
         if inputs_embeds is None:
-            inputs_embeds = self._embed(input_ids)
+            inputs_embeds = embed(embedding, self.config, input_ids)
         if pixel_values is not None:
             encoded = self.get_image_features(
                 pixel_values=pixel_values,
@@ -94,15 +88,20 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             image_features = torch.cat(list(mm_encoder_outputs["image"].pooler_output), dim=0)
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-            image_mask = self._image_mask(input_ids, inputs_embeds, prompt_length)
-            self._check_features(image_mask, len(image_features))
+            image_mask = image_positions(
+                self.get_input_embeddings(), self.config, input_ids, inputs_embeds, prompt_length
+            )
+            check_features(image_mask, len(image_features), self.config.image_token_id)
             inputs_embeds = inputs_embeds.masked_scatter(image_mask[..., None], image_features)
         elif input_ids is not None and input_ids.shape[1] > 1:
-            self._check_features(self._image_mask(input_ids, inputs_embeds, prompt_length), 0)
-        self._check_cache(past_key_values, *inputs_embeds.shape[:2])
+            unfilled = image_positions(
+                self.get_input_embeddings(), self.config, input_ids, inputs_embeds, prompt_length
+            )
+            check_features(unfilled, 0, self.config.image_token_id)
+        check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
-        present = self._new_columns(attention_mask, past_key_values, inputs_embeds.shape)
+        present = new_columns(attention_mask, past_key_values, inputs_embeds.shape)
         if position_ids is not None and inputs_embeds.shape[1] > 1:
             check_position_ids(position_ids, present, *inputs_embeds.shape[:2])
         spans = find_spans(
@@ -115,7 +114,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             prompt_length=prompt_length,
         )
         if self.config.sparsity.instruct_predictor and not spans.single_output:
-            spans.instruct = self._instruct_tokens(input_ids, spans, past_key_values, options)
+            spans.instruct = instruct_tokens(self.config.sparsity, input_ids, spans, past_key_values, options)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             spans=spans,
@@ -134,87 +133,6 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             image_hidden_states=image_features,
             decision=outputs.decision,
         )
-
-    def _new_columns(self, mask: Tensor | None, cache: SparseCache | None, shape: torch.Size) -> Tensor | None:
-        """The columns of the attention mask that belong to this call's tokens, `(B, N)`."""
-        if mask is None:
-            return None
-        batch_size, length = shape[:2]
-        fixed = cache is not None and cache.max_length is not None
-        columns = cache.max_length if fixed else seen_tokens(cache) + length
-        if mask.shape != (batch_size, columns):
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}, but with {length} tokens passed for each of "
-                f"{batch_size} rows it must cover all {columns} columns; pass one of shape {(batch_size, columns)}."
-            )
-        if length == 1:
-            return None  # A single token is never padding; looking would copy from the device in every step.
-        start = int(seen_tokens(cache))
-        return mask[:, start : start + length]
-
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        """Embeddings `(B, N, D)`; the image token need not be in the vocabulary, its place is filled anyway."""
-        embedding = self.get_input_embeddings()
-        if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
-            input_ids = input_ids.masked_fill(image_token_mask(input_ids, self.config.image_token_id), 0)
-        return embedding(input_ids)
-
-    def _instruct_tokens(
-        self, input_ids: Tensor | None, spans: TokenSpans, cache: SparseCache | None, options: SparsityOptions
-    ) -> Tensor | None:
-        """`(B, N)` bool: text of the last user turn of rows with images; None on a cache that has started."""
-        if spans.image is None or (cache is not None and cache.started):
-            return None
-        if input_ids is None:
-            raise ValueError("The instruct predictor finds the user's turn in input_ids; pass them, not inputs_embeds.")
-        output = torch.zeros_like(spans.present) if spans.output is None else spans.output
-        sparsity = self.config.sparsity
-        tokens = last_user_turn_mask(
-            input_ids, spans.image, output | ~spans.present, sparsity.user_marker, sparsity.assistant_marker
-        )
-        if not options.training:
-            # The published code judges the last one in training only.
-            tokens = tokens & tokens.roll(-1, dims=1)
-        return tokens
-
-    def _image_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, prompt_length: int | None) -> Tensor:
-        """`(B, N)` bool: where image features go. A generated token is never an image, whatever its id."""
-        if input_ids is None:
-            if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
-                raise ValueError(
-                    f"The image token {self.config.image_token_id} is outside the vocabulary of "
-                    f"{self.config.text_config.vocab_size}, so that inputs_embeds cannot hold it; pass input_ids."
-                )
-            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
-        else:
-            mask = image_token_mask(input_ids, self.config.image_token_id)
-        if prompt_length is not None:
-            mask = mask & ~generated_token_mask(mask.shape, prompt_length, mask.device)
-        return mask
-
-    def _check_features(self, image_mask: Tensor, features: int) -> None:
-        """`ValueError` unless there is one image token for each of `features` image features."""
-        number = int(image_mask.sum())
-        if number == features:
-            return
-        by_row = image_mask.sum(dim=-1).tolist()
-        if not features:
-            raise ValueError(
-                f"input_ids hold {number} image tokens (id {self.config.image_token_id}; by row {by_row}) but no "
-                "pixel_values were passed; pass the processor's pixel_values, or remove <image> from the prompt."
-            )
-        raise ValueError(
-            f"{number} image tokens (id {self.config.image_token_id}; by row {by_row}) for {features} image features; "
-            "pass the images of exactly these rows in the order of their tokens, and none for text-only rows."
-        )
-
-    def _check_cache(self, cache: Cache | None, batch_size: int, length: int) -> None:
-        """`ValueError` when `cache` is not a `SparseCache` for this model and call."""
-        if cache is None:
-            return
-        require_sparse_cache(cache)
-        cache.check_call(self.config, batch_size, length)
 
 
 class DynamicLlavaForConditionalGeneration(

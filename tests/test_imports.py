@@ -22,6 +22,7 @@ LAYERS = {
     "cache": 2,
     "projector": 2,
     "decisions": 3,
+    "call_inputs": 4,
     "outputs": 3,
     "statistics": 3,
     "generation": 4,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import LlamaConfig
 from transformers.utils import logging
 
 from ..configuration_dynamic_llava import PUBLISHED_MODEL_TYPES, DynamicLlavaConfig, SparsityConfig
-from .keys import PUBLISHED_TOWER
-from .source import CheckpointSource, find_folder, read_json
+from .source import CheckpointSource
+from .tower import tower_config
 
 logger = logging.get_logger(__name__)
-
-# CLIP towers have heads of 64 and quick_gelu; where only their tensors are at hand the rest is in the shapes.
-CLIP_HEAD_SIZE = 64
 
 # Entries of `sparse_config`, and ours.
 SPARSITY_KEYS = {
@@ -119,70 +115,6 @@ def projector_layers(config: dict[str, Any]) -> int:
     if not match:
         raise ValueError(f"Unknown mm_projector_type {kind!r}; linear and mlpNx_gelu are known.")
     return int(match[1])
-
-
-def tower_config(source: CheckpointSource, vision_tower: str | Path | None) -> CLIPVisionConfig:
-    """The tower's configuration: from its folder or repository, or else from the shapes of its tensors."""
-    inside = has_tower(source)
-    try:
-        values = read_json(tower_folder(source, vision_tower) / "config.json")
-    except FileNotFoundError:
-        if not inside or vision_tower is not None:
-            raise
-        return _tower_from_shapes(source)
-    values = values.get("vision_config") or values
-    values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-    return CLIPVisionConfig(**values)
-
-
-def has_tower(source: CheckpointSource) -> bool:
-    """Whether the checkpoint holds the weights of its tower."""
-    return any(key.startswith(PUBLISHED_TOWER) for key in source.tensors)
-
-
-def tower_folder(source: CheckpointSource, vision_tower: str | Path | None) -> Path:
-    """The folder of the tower: as asked for, or the checkpoint's `mm_vision_tower`, relative to it or not."""
-    name = vision_tower or source.config.get("mm_vision_tower") or source.config.get("vision_tower")
-    if not name:
-        raise FileNotFoundError(
-            f"{source.name} names no mm_vision_tower; pass vision_tower=, the folder or repository of its CLIP model."
-        )
-    if vision_tower is None and (source.folder / name).is_dir():
-        return source.folder / name
-    try:
-        return find_folder(name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"The vision tower {str(name)!r} of {source.name} cannot be had; pass vision_tower=, the folder of the "
-            "CLIP model."
-        ) from error
-
-
-def _tower_from_shapes(source: CheckpointSource) -> CLIPVisionConfig:
-    shapes = {
-        key.removeprefix(PUBLISHED_TOWER): info.shape
-        for key, info in source.tensors.items()
-        if key.startswith(PUBLISHED_TOWER)
-    }
-    hidden, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
-    positions = shapes["embeddings.position_embedding.weight"][0]
-    if hidden % CLIP_HEAD_SIZE:
-        raise FileNotFoundError(
-            f"{source.name}: the number of heads of its vision tower of width {hidden} is not known; pass "
-            "vision_tower=, the folder of the CLIP model."
-        )
-    logger.warning(
-        f"{source.name}: the vision tower {source.config.get('mm_vision_tower')!r} cannot be had; its weights are in "
-        f"the checkpoint, its configuration is taken from their shapes (heads of {CLIP_HEAD_SIZE}, quick_gelu)."
-    )
-    return CLIPVisionConfig(
-        hidden_size=hidden,
-        intermediate_size=shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        num_hidden_layers=len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")}),
-        num_attention_heads=hidden // CLIP_HEAD_SIZE,
-        image_size=patch * math.isqrt(positions - 1),
-        patch_size=patch,
-    )
 
 
 def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
