@@ -1,9 +1,9 @@
 """MaskedSoftmax attention for training, and the masks of the sparse layers for inference.
 
 The sparse layers of a model with attention back end `X` run `masked_softmax_X`, registered here with transformers'
-`AttentionInterface`: stock `X` without `keep_mask`, MaskedSoftmax with it. With it, `attention_mask` is a bool mask
-`(B or 1, 1, N, N)`, true where key j is neither in the future of query i nor padding, and `keep_mask (B, N)` carries
-the gates.
+`AttentionInterface`: stock `X` without `keep_mask`, MaskedSoftmax with it: the reference on materialised scores for
+`eager`, the blocked form for every other. With it, `attention_mask` is that of `training_mask`, and `keep_mask (B, N)`
+carries the gates.
 """
 
 from __future__ import annotations
@@ -17,35 +17,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
 from transformers.utils.generic import is_flash_attention_requested
 
-from .functional import gate_weights, masked_softmax, off_diagonal, visible_columns
+from .blocked_attention import blocked_masked_softmax
+from .functional import masked_softmax
 
 MASKED_PREFIX = "masked_softmax_"
-
-
-class GateGradient(torch.autograd.Function):
-    """Identity on an attention output; its backward gives the gates their gradient (DESIGN, Eq. 7).
-
-    `dL/dm_j = sum_h sum_{i>j} w_ij (dO_i . v_j - dO_i . O_i)`, so that any kernel that computes the output under a
-    constant mask can be used in the forward.
-    """
-
-    @staticmethod
-    def forward(ctx, output, keep_mask, query, key, value, candidates, scaling, estimator):
-        ctx.save_for_backward(output, keep_mask, query, key, value, candidates)
-        ctx.scaling, ctx.estimator = scaling, estimator
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        output, keep_mask, query, key, value, candidates = ctx.saved_tensors
-        visible = visible_columns(keep_mask, candidates)
-        scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * ctx.scaling
-        lse = scores.masked_fill(~visible, float("-inf")).logsumexp(dim=-1, keepdim=True)
-        weights = gate_weights(scores, lse, visible, ctx.estimator)
-        value_gap = torch.matmul(grad.float(), value.float().transpose(2, 3))
-        value_gap = value_gap - (grad.float() * output.float()).sum(dim=-1, keepdim=True)
-        gate = (weights * value_gap).masked_fill(~off_diagonal(candidates), 0.0).sum(dim=(1, 2))
-        return grad, gate.to(keep_mask.dtype), None, None, None, None, None, None
 
 
 def masked_softmax_eager(
@@ -72,7 +47,7 @@ def masked_softmax_eager(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def masked_softmax_sdpa(
+def masked_softmax_blocked(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -84,25 +59,16 @@ def masked_softmax_sdpa(
     gate_estimator: str = "bounded",
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """As `masked_softmax_eager`, through `scaled_dot_product_attention`; the backward adds the gates' gradient."""
+    """As `masked_softmax_eager` with memory linear in N (`blocked_attention`); `attention_mask (B, N)` bool."""
     if dropout:
-        raise ValueError(f"masked_softmax_sdpa has no dropout (attention_dropout={dropout}); use attention 'eager'.")
-    key = repeat_kv(key, module.num_key_value_groups)
-    value = repeat_kv(value, module.num_key_value_groups)
-    mask = visible_columns(keep_mask, attention_mask)
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    if keep_mask.requires_grad:
-        output = GateGradient.apply(
-            output,
-            keep_mask,
-            query.detach(),
-            key.detach(),
-            value.detach(),
-            attention_mask,
-            scaling,
-            gate_estimator,
-        )
+        raise ValueError(f"Blocked MaskedSoftmax has no dropout (attention_dropout={dropout}); use attention 'eager'.")
+    output = blocked_masked_softmax(query, key, value, keep_mask, attention_mask, scaling, gate_estimator)
     return output.transpose(1, 2).contiguous(), None
+
+
+def training_mask(present: Tensor, implementation: str) -> Tensor:
+    """What the sparse layers take as their attention mask in training: `present (B, N)`, or for eager candidates 4D."""
+    return causal_candidates(present) if implementation == "eager" else present
 
 
 def gated_implementation(implementation: str) -> str:
@@ -116,8 +82,8 @@ def gated_implementation(implementation: str) -> str:
 def _register(implementation: str) -> None:
     """Register the attention of the sparse layers: MaskedSoftmax with a keep mask, the stock one without."""
     flash = is_flash_attention_requested(requested_attention_implementation=implementation)
-    masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_sdpa}.get(
-        implementation, masked_softmax_sdpa if flash else None
+    masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_blocked}.get(
+        implementation, masked_softmax_blocked if flash else None
     )
 
     def gated_attention(module, query, key, value, attention_mask, keep_mask=None, **kwargs):

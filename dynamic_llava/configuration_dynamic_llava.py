@@ -13,6 +13,7 @@ from .functional import check_estimator
 # `model_type` of LLaVA's and Dynamic-LLaVA's own code ("llava" is Hugging Face's too, which has a `text_config`).
 PUBLISHED_MODEL_TYPES = ("llava_llama", "llava", "dynamic_llava_llama")
 IMAGE_SELECTIONS = ("topk", "threshold")
+SPARSE_TRAINING = ("masked", "pruned")
 
 
 def check_keep_rate(name: str, value: float) -> float:
@@ -45,6 +46,9 @@ class SparsityConfig:
         budget_weight: weight of the two budget losses beside the LM loss.
         min_output_length: answers shorter than this are kept whole in training.
         gate_estimator: gradient of the gates of dropped columns, `bounded` or `exact` (`functional.gate_weights`).
+        sparse_training: `masked` keeps every token in training and hides dropped ones by MaskedSoftmax (paper);
+            `pruned` lets dropped image (and instruct) tokens leave the sparse layers, at about the cost of inference:
+            their gates then get no gradient, those of kept tokens carry it.
         instruct_predictor: whether text of the last user turn, from its last image on, is dropped too, in prefill
             and training (published code; the paper's Table 9 shows that it costs accuracy).
         instruct_keep_rate: fraction of it kept in training, in (0, 1]; inference keeps what is more likely kept.
@@ -69,6 +73,7 @@ class SparsityConfig:
     budget_weight: float = 100.0
     min_output_length: int = 50
     gate_estimator: str = "bounded"
+    sparse_training: str = "masked"
     instruct_predictor: bool = False
     instruct_keep_rate: float = 0.7
     min_instruct_length: int = 25
@@ -84,6 +89,10 @@ class SparsityConfig:
                 raise ValueError(f"{name} must be token ids, such as those of 'USER:', got {getattr(self, name)}.")
         check_image_selection(self.image_selection)
         check_estimator(self.gate_estimator)
+        if self.sparse_training not in SPARSE_TRAINING:
+            raise ValueError(
+                f"sparse_training must be one of {', '.join(SPARSE_TRAINING)}, got {self.sparse_training!r}."
+            )
         for name in ("sparse_layer", "predictor_dim", "predictor_num_heads", "predictor_ffn_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import backend_mask, causal_candidates, gated_implementation
+from .attention import backend_mask, causal_candidates, gated_implementation, training_mask
 from .cache import SparseCache, seen_tokens
 from .configuration_dynamic_llava import SparsityConfig
 from .decisions import Decision, SparsityOptions, decide, draw
@@ -90,14 +90,16 @@ class DynamicLlamaModel(LlamaModel):
             layer_idx=0,
         )
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
-        dense, sparse = self.layers[: self.sparsity.sparse_layer], self.layers[self.sparsity.sparse_layer :]
+        dense = self.layers[: self.sparsity.sparse_layer]
         hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
         self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)
         if options.training:
             decision = draw(self, hidden, spans, options)
-            gates = {"keep_mask": decision.keep_mask(torch.ones(hidden.shape[:2], device=hidden.device))}
-            gates["gate_estimator"] = self.sparsity.gate_estimator
-            hidden = self._run(sparse, hidden, causal_candidates(spans.present), position_ids, **gates, **kwargs)
+            gates = decision.keep_mask(torch.ones(hidden.shape[:2], device=hidden.device))
+            if self.sparsity.sparse_training == "pruned":
+                hidden = self._pruned(hidden, gates, decision, spans, position_ids, **kwargs)
+            else:
+                hidden = self._gated(hidden, gates, spans.present, position_ids, **kwargs)
         else:
             steering = past_key_values.table.steering if past_key_values is not None else None
             decision = decide(self, hidden, spans, options, steering)
@@ -124,6 +126,32 @@ class DynamicLlamaModel(LlamaModel):
     ) -> Tensor:
         mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden, valid)
         return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, position_ids, **kwargs)
+
+    def _gated(self, hidden: Tensor, gates: Tensor, present: Tensor, position_ids: Tensor, **kwargs) -> Tensor:
+        """The sparse layers in training: every token is computed, dropped ones are seen by themselves alone."""
+        mask = training_mask(present, self.config._attn_implementation)
+        sparse = self.layers[self.sparsity.sparse_layer :]
+        estimator = self.sparsity.gate_estimator
+        return self._run(sparse, hidden, mask, position_ids, keep_mask=gates, gate_estimator=estimator, **kwargs)
+
+    def _pruned(
+        self, hidden: Tensor, gates: Tensor, decision: Decision, spans: TokenSpans, position_ids: Tensor, **kwargs
+    ) -> Tensor:
+        """The sparse layers in training on the tokens that stay; dropped output tokens stay, with a next token to say.
+
+        NOTE(paper): an option of this project. The paper masks.
+        """
+        stay = spans.present.clone()
+        for mask in (decision.image_keep_mask, decision.instruct_keep_mask):
+            if mask is not None:
+                stay &= mask.detach() > 0.5
+        if spans.output is not None:
+            # What stands in front of an answer says its first token, also where it is a dropped image token.
+            stay |= spans.output.roll(-1, dims=1) & spans.present
+        index, valid, _ = pack_left(stay)
+        positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
+        packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
+        return scatter_kept(packed, index, valid, torch.zeros_like(hidden))
 
     def _step(self, hidden: Tensor, decision: Decision, position_ids: Tensor, seen: int | Tensor, **kwargs) -> Tensor:
         """One generated token per row on the cache: it sees the slots and itself, and stays only where it is kept."""

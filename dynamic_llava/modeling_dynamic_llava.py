@@ -88,15 +88,11 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             image_features = torch.cat(list(mm_encoder_outputs["image"].pooler_output), dim=0)
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-            image_mask = image_positions(
-                self.get_input_embeddings(), self.config, input_ids, inputs_embeds, prompt_length
-            )
+            image_mask = image_positions(embedding, self.config, input_ids, inputs_embeds, prompt_length)
             check_features(image_mask, len(image_features), self.config.image_token_id)
             inputs_embeds = inputs_embeds.masked_scatter(image_mask[..., None], image_features)
         elif input_ids is not None and input_ids.shape[1] > 1:
-            unfilled = image_positions(
-                self.get_input_embeddings(), self.config, input_ids, inputs_embeds, prompt_length
-            )
+            unfilled = image_positions(embedding, self.config, input_ids, inputs_embeds, prompt_length)
             check_features(unfilled, 0, self.config.image_token_id)
         check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:

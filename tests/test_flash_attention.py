@@ -97,7 +97,7 @@ def test_calls_that_need_a_4d_mask_go_through_sdpa(flash):
     torch.testing.assert_close(scored[0].loss, scored[1].loss)
 
 
-def test_training_masks_the_sparse_layers_by_sdpa(flash):
+def test_training_masks_the_sparse_layers_itself(flash):
     losses, gradients = [], []
     for model in (tiny_model(), flash(tiny_model())):
         torch.manual_seed(0)
@@ -106,5 +106,5 @@ def test_training_masks_the_sparse_layers_by_sdpa(flash):
         losses.append(loss)
         gradients.append(model.model.language_model.image_predictor.down[1].weight.grad)
     torch.testing.assert_close(*losses)
-    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=5e-5, rtol=1e-3)
     assert set(calls) <= {"2D", "none"}

@@ -18,6 +18,7 @@ LAYERS = {
     "model_card": 0,
     "configuration_dynamic_llava": 1,
     "predictors": 2,
+    "blocked_attention": 1,
     "attention": 2,
     "cache": 2,
     "projector": 2,

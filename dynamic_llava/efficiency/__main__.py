@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.efficiency flops|measure`: what dense LLaVA and Dynamic-LLaVA cost.
+"""`python -m dynamic_llava.efficiency flops|measure|train`: what dense LLaVA and Dynamic-LLaVA cost.
 
 python -m dynamic_llava.efficiency flops --shape 13b --image-keep-rate 0.2
 python -m dynamic_llava.efficiency measure --output runs/efficiency
@@ -10,16 +10,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import flops_report, measure
+from . import flops_report, measure, train_step
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Both subcommands."""
+    """The subcommands."""
     parser = argparse.ArgumentParser(prog="python -m dynamic_llava.efficiency", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module, text in (
         ("flops", flops_report, "count FLOPs and KV bytes; needs no weights"),
         ("measure", measure, "time and memory of stock LLaVA and ours on the same random weights"),
+        ("train", train_step, "time and memory of a training step of both"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         module.add_arguments(command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..configuration_dynamic_llava import DynamicLlavaConfig
 from .cases import measure_decode, measure_no_cache, measure_prefill
 from .machine import machine_facts
 from .measure_report import tables
-from .options import DEFAULT_SHAPE, MeasureOptions, add_arguments
+from .options import DEFAULT_SHAPE, MeasureOptions, add_arguments, command_line
 from .pair import build_pair
 from .peak import measure_peak
 from .plot import plot_report
@@ -68,7 +67,7 @@ def measure(config: DynamicLlavaConfig, options: MeasureOptions) -> dict[str, An
     started = time.perf_counter()
     report: dict[str, Any] = {
         "machine": machine_facts(torch.device(options.device)),
-        "command": shlex.join(["python", "-m", __package__, *sys.argv[1:]]),
+        "command": command_line(),
         "options": {k: v for k, v in dataclasses.asdict(options).items() if k != "output"},
     }
     # In front of the models of this process, so that a GPU never holds both.

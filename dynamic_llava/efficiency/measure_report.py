@@ -35,7 +35,7 @@ def _prefill(cases: list[dict[str, Any]]) -> Table:
             str(case["batch"]),
             str(case["text_tokens"]),
             *_milliseconds(case["time"]),
-            _ratio(case["time"]["ratio"]),
+            ratio_text(case["time"]["ratio"]),
             f"{case['flops']['ratio']:.3f}",
             f"{case['share_of_promise']:.2f}",
         )
@@ -51,7 +51,7 @@ def _decode(cases: list[dict[str, Any]]) -> Table:
             str(case["batch"]),
             str(case["output_length"]),
             *_milliseconds(case["time"]),
-            _ratio(case["time"]["ratio"]),
+            ratio_text(case["time"]["ratio"]),
             f"{speed['dense']:.1f} {speed['ours']:.1f}",
             f"{kv['dense'] / 1e6:.0f} {kv['ours'] / 1e6:.0f}",
             f"{kv['ratio']:.3f}",
@@ -92,5 +92,5 @@ def _milliseconds(time: dict[str, Any]) -> tuple[str, str]:
     return f"{1e3 * time['dense_s']['median']:.1f}", f"{1e3 * time['ours_s']['median']:.1f}"
 
 
-def _ratio(spread: dict[str, float]) -> str:
+def ratio_text(spread: dict[str, float]) -> str:
     return f"{spread['median']:.3f}±{spread['iqr'] / 2:.3f}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +114,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", default=default.attention, help="sdpa or eager (default: sdpa)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write measure.json and measure.png there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def command_line() -> str:
+    """The command in progress, as one types it."""
+    return shlex.join(["python", "-m", __package__, *sys.argv[1:]])
 
 
 def _flag(name: str) -> str:
