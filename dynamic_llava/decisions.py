@@ -34,6 +34,7 @@ class SparsityOptions:
     output_selector: str
     training: bool
     gumbel_tau: float
+    elastic: bool
     min_output_length: int
     instruct_sparsity: bool
     instruct_keep_rate: float
@@ -46,6 +47,7 @@ class SparsityOptions:
         *,
         training: bool,
         gumbel_tau: float = 1.0,
+        elastic: bool = False,
         image_keep_rate: float | None = None,
         image_selection: str | None = None,
         image_selector: str = PREDICTOR,
@@ -78,6 +80,7 @@ class SparsityOptions:
             output_selector=output_selector,
             training=training,
             gumbel_tau=gumbel_tau,
+            elastic=elastic,
             min_output_length=sparsity.min_output_length,
             instruct_sparsity=sparsity.instruct_predictor,
             instruct_keep_rate=sparsity.instruct_keep_rate,
@@ -126,8 +129,7 @@ def draw(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions) -> 
     if options.image_sparsity:
         index, valid, _ = functional.pack_left(nothing if spans.image is None else spans.image)
         logits = model.image_predictor(functional.gather_kept(hidden, index), valid)
-        noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
-        mask = functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
+        mask = _draw_masks(logits, valid, options, options.image_keep_rate)
         decision.image_keep_logits = logits
         decision.image_keep_mask = functional.scatter_kept(mask, index, valid, ones)
         decision.image_budget_loss = functional.budget_loss(mask, valid, options.image_keep_rate)
@@ -152,14 +154,21 @@ def draw(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions) -> 
     return decision
 
 
+def _draw_masks(logits: Tensor, valid: Tensor, options: SparsityOptions, keep_rate: float) -> Tensor:
+    """Hard Gumbel masks `(B, K)` of `logits (B, K, 2)`."""
+    if options.elastic and keep_rate < 1:
+        logits = functional.match_keep_rate(logits, valid, keep_rate)
+    noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
+    return functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
+
+
 def _draw_tokens(
     predictor, hidden: Tensor, tokens: Tensor, options: SparsityOptions, keep_rate: float, min_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep logits, keep mask and budget loss of `tokens (B, N)`, judged one by one; short rows are kept whole."""
     index, valid, _ = functional.pack_left(tokens)
     logits = predictor(functional.gather_kept(hidden, index))
-    noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
-    mask = functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
+    mask = _draw_masks(logits, valid, options, keep_rate)
     long_enough = valid.sum(dim=-1) >= min_length
     ones = torch.ones(hidden.shape[:2], device=hidden.device)
     keep = functional.scatter_kept(mask, index, valid & long_enough[:, None], ones)

@@ -50,6 +50,33 @@ def gumbel_keep_mask(keep_logits: Tensor, noise: Tensor, gumbel_tau: float) -> T
     return hard + (soft - soft.detach())
 
 
+def match_keep_rate(keep_logits: Tensor, valid: Tensor, keep_rate: float, steps: int = 40) -> Tensor:
+    """Shift the margin of each row so that its expected kept fraction is `keep_rate` (elastic rates).
+
+    The order of the tokens stays, and so do the gradients of their logits: what is learned is which tokens matter, not
+    how many are kept.
+
+    Args:
+        keep_logits: `(B, N, 2)` float, index 0 means keep.
+        valid: `(B, N)` bool.
+        keep_rate: in (0, 1).
+        steps: halvings of the interval in which the shift is sought.
+
+    Returns:
+        `(B, N, 2)` float32, the first channel shifted by a constant of its row.
+    """
+    logits = keep_logits.float()
+    margin = (logits[..., 0] - logits[..., 1]).detach()
+    number = valid.sum(dim=-1).clamp(min=1)
+    bound = margin.abs().masked_fill(~valid, 0).amax(dim=-1, keepdim=True) + 20
+    low, high = -bound, bound
+    for _ in range(steps):
+        middle = (low + high) / 2
+        expected = ((margin + middle).sigmoid() * valid).sum(dim=-1, keepdim=True) / number[:, None]
+        low, high = torch.where(expected < keep_rate, middle, low), torch.where(expected < keep_rate, high, middle)
+    return logits + torch.stack([(low + high) / 2, torch.zeros_like(low)], dim=-1)
+
+
 def keep_scores(keep_logits: Tensor) -> Tensor:
     """Log-probability of keeping, `(..., 2)` -> `(...)`; higher means keep (paper, Eq. 5)."""
     return keep_logits.float().log_softmax(dim=-1)[..., 0]

@@ -94,6 +94,8 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         elif input_ids is not None and input_ids.shape[1] > 1:
             unfilled = image_positions(embedding, self.config, input_ids, inputs_embeds, prompt_length)
             check_features(unfilled, 0, self.config.image_token_id)
+        if image_mask is None and options.training and torch.distributed.is_initialized():
+            inputs_embeds = inputs_embeds + 0.0 * self._idle_features().to(inputs_embeds).sum()
         check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
@@ -130,6 +132,16 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             decision=outputs.decision,
         )
 
+    def _idle_features(self) -> Tensor:
+        """Features of a blank picture: a rank whose batch has no image runs the tower too.
+
+        ZeRO-3 and FSDP gather the weights of a module on all ranks together, and DDP waits for a projector's gradients.
+        """
+        vision = self.config.vision_config
+        blank = torch.zeros(1, 3, vision.image_size, vision.image_size, device=self.device, dtype=self.dtype)
+        encoded = self.get_image_features(pixel_values=blank, return_dict=True)
+        return torch.cat(list(encoded.pooler_output))
+
 
 class DynamicLlavaForConditionalGeneration(
     DynamicGenerationMixin, DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaForConditionalGeneration
@@ -165,6 +177,7 @@ class DynamicLlavaForConditionalGeneration(
         mm_encoder_outputs: dict | None = None,
         use_cache: bool | None = None,
         gumbel_tau: float = 1.0,
+        elastic: bool = False,
         image_keep_rate: float | None = None,
         image_selection: str | None = None,
         image_selector: str = "predictor",
@@ -186,7 +199,10 @@ class DynamicLlavaForConditionalGeneration(
             attention_mask: `(B, seen + N)`, 0 at padding on either side.
             labels: `(B, N)` long, -100 where ignored. The output tokens of a row are those after its last -100.
             gumbel_tau: temperature of the draw in training.
-            image_keep_rate: fraction of image tokens kept in this call, in (0, 1]; None takes the configuration's.
+            elastic: in training, shift the keep logits of each row to the keep rates of this call
+                (`functional.match_keep_rate`), so that one checkpoint learns to serve many rates.
+            image_keep_rate: fraction of image tokens kept in this call, in (0, 1]; None takes the configuration's. In
+                training the rate of the budget, as `output_keep_rate` is.
             image_selection: `topk` or `threshold` in this call.
             image_selector, output_selector: `predictor`, or the name of a rival such as `random`.
             output_sparsity: False keeps all output tokens in this call.
@@ -211,6 +227,7 @@ class DynamicLlavaForConditionalGeneration(
             self.config.sparsity,
             training=training,
             gumbel_tau=gumbel_tau,
+            elastic=elastic,
             image_keep_rate=image_keep_rate,
             image_selection=image_selection,
             image_selector=image_selector,

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(parsed.config, parsed.overrides)
         run(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

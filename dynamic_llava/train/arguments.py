@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..configuration_dynamic_llava import SparsityConfig
+from .schedules import KEEP_RATE_SCHEDULES
 
 RESOLVED_CONFIG = "train_config.yaml"
 
@@ -56,6 +57,19 @@ class StageArguments(TrainingArguments):
     predictor_learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of both predictors."})
     gumbel_tau_start: float = field(default=1.0, metadata={"help": "Gumbel temperature at the first step."})
     gumbel_tau_end: float = field(default=0.1, metadata={"help": "Gumbel temperature at the last step."})
+    keep_rate_schedule: str = field(
+        default="constant", metadata={"help": "constant (paper), or linear or cosine from 1.0 down to the keep rates."}
+    )
+    keep_rate_ramp: float = field(
+        default=0.5, metadata={"help": "Fraction of training in which the schedule reaches the keep rates."}
+    )
+    image_keep_rates: list[float] | None = field(
+        default=None, metadata={"help": "Elastic: two rates, between which one is drawn for each step."}
+    )
+    output_keep_rates: list[float] | None = field(
+        default=None, metadata={"help": "Elastic: two rates, between which one is drawn for each step."}
+    )
+    restart: bool = field(default=False, metadata={"help": "Begin anew although output_dir has checkpoints."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
 
     def __post_init__(self) -> None:
@@ -63,6 +77,20 @@ class StageArguments(TrainingArguments):
         for name in ("gumbel_tau_start", "gumbel_tau_end", "predictor_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if self.keep_rate_schedule not in KEEP_RATE_SCHEDULES:
+            raise ValueError(
+                f"keep_rate_schedule must be one of {', '.join(KEEP_RATE_SCHEDULES)}, got {self.keep_rate_schedule!r}."
+            )
+        if not 0 < self.keep_rate_ramp <= 1:
+            raise ValueError(f"keep_rate_ramp must lie in (0, 1], got {self.keep_rate_ramp}.")
+        for name in ("image_keep_rates", "output_keep_rates"):
+            rates = getattr(self, name)
+            if rates is None:
+                continue
+            if len(rates) != 2 or not 0 < rates[0] <= rates[1] <= 1:
+                raise ValueError(f"{name} must be two rates in (0, 1], the smaller first, got {rates}.")
+            if self.keep_rate_schedule != "constant":
+                raise ValueError(f"{name} are drawn, keep_rate_schedule={self.keep_rate_schedule!r} would change them.")
 
 
 GROUPS = (ModelArguments, SparsityConfig, DataArguments, StageArguments)
@@ -123,6 +151,7 @@ def resolve(values: dict[str, Any], source: str) -> StageConfig:
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
             hint = f"Did you mean {', '.join(near)}?" if near else "See dynamic_llava/train/arguments.py."
             raise ValueError(f"Unknown key {key!r} in {source}. {hint}")
+    values = _elastic(values)
     parser = HfArgumentParser(GROUPS, exit_on_error=False)
     parser.error = _raise
     try:
@@ -132,6 +161,18 @@ def resolve(values: dict[str, Any], source: str) -> StageConfig:
     if isinstance(data.shapes, str):
         data.shapes = json.loads(data.shapes)
     return StageConfig(model, sparsity, data, training, values)
+
+
+def _elastic(values: dict[str, Any]) -> dict[str, Any]:
+    """`image_keep_rate: [0.1, 0.5]` as a range to draw from; the checkpoint's own rate is then the middle of it."""
+    values = dict(values)
+    for name in ("image_keep_rate", "output_keep_rate"):
+        if isinstance(values.get(name), (list, tuple)):
+            rates = values[f"{name}s"] = list(values.pop(name))
+            if len(rates) != 2 or not all(isinstance(rate, (int, float)) for rate in rates):
+                raise ValueError(f"{name} is one rate or two to draw between, such as [0.1, 0.5], got {rates}.")
+            values[name] = sum(rates) / 2
+    return values
 
 
 def _raise(message: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from .. import DynamicLlavaForConditionalGeneration
@@ -13,7 +17,17 @@ from ..checkpoints import load_checkpoint, load_processor
 from ..data.collator import LlavaCollator
 from ..data.dataset import LlavaJsonDataset
 from .arguments import StageConfig
-from .trainer import MetricsFile, StageTrainer, freeze
+from .checkpointing import (
+    check_same_config,
+    checkpoints,
+    drop_later_lines,
+    is_finished,
+    newest_valid,
+    remove_unfinished,
+    run_lock,
+)
+from .interruption import StopOnSignal
+from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 
 
 def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> DynamicLlavaForConditionalGeneration:
@@ -45,20 +59,70 @@ def train(config: StageConfig) -> StageTrainer:
         require_image=config.data.require_image,
         image_aspect_ratio="pad" if config.data.image_aspect_ratio == "pad" else None,
     )
+    if args.deepspeed and torch.distributed.is_initialized():
+        # ZeRO-3 shards the weights while they are loaded, which is before Trainer tells DeepSpeed about the ranks.
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
+    run = Path(args.output_dir)
+    stop = StopOnSignal()
     trainer = StageTrainer(
         model=build_model(config, processor.tokenizer),
         args=args,
         train_dataset=dataset,
-        data_collator=LlavaCollator(processor),
+        data_collator=WithIds(LlavaCollator(processor)),
         processing_class=processor,
-        callbacks=[MetricsFile()],
+        callbacks=[MetricsFile(), stop],
+        run_config=config.values,
     )
-    config.save(args.output_dir)
-    Path(args.output_dir, "metrics.jsonl").unlink(missing_ok=True)
-    trainer.train()
-    trainer.save_model(args.output_dir)
+    with run_lock(run) if args.should_save else nullcontext():
+        with args.main_process_first(desc="looking for a checkpoint"):
+            found = resume_point(config)
+        if args.should_save:
+            config.save(run)
+        if found is not None and is_finished(found):
+            # Trainer would go one step further.
+            trainer._load_from_checkpoint(str(found))
+        else:
+            trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        if stop.stopped:
+            print(f"Stopped by a signal after step {trainer.state.global_step}; the same command goes on from there.")
+            raise SystemExit(0)
+        trainer.save_model(args.output_dir)
     _say_skipped(dataset)
     return trainer
+
+
+def resume_point(config: StageConfig) -> Path | None:
+    """The checkpoint to go on from, None at the beginning; leaves the run's folder as it was at that moment.
+
+    Raises:
+        ValueError: the checkpoint is of another configuration.
+    """
+    args, run = config.training, Path(config.training.output_dir)
+    found = None
+    if not args.restart:
+        found = newest_valid(run)
+    if found is not None:
+        check_same_config(found, config.values)
+    if args.should_save:
+        for folder in checkpoints(run) if args.restart else remove_unfinished(run):
+            shutil.rmtree(folder, ignore_errors=True)
+        step = 0 if found is None else int(found.name.rpartition("-")[2])
+        drop_later_lines(run / METRICS_FILE, step if found is not None else -1)
+        if found is not None:
+            print(f"Going on from {found}.")
+    return found
+
+
+class WithIds:
+    """A collator that also hands on the ids of the samples, for messages."""
+
+    def __init__(self, collator) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.collator(samples), "ids": [str(sample.get("id")) for sample in samples]}
 
 
 def _say_skipped(dataset: LlavaJsonDataset) -> None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from ..checkpoints.keys import from_hugging_face
+from ..checkpoints.source import open_source
 from ..loading import PREDICTORS
+from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..token_spans import answer_token_mask, image_token_mask
-from .schedules import gumbel_tau
+from .checkpointing import rotate, write_manifest
+from .interruption import check_finite
+from .schedules import draw_rate, gumbel_tau, keep_rate
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class StageTrainer(Trainer):
@@ -20,14 +30,17 @@ class StageTrainer(Trainer):
     - every forward gets the step's `gumbel_tau`;
     - predictors are a parameter group with `predictor_learning_rate`;
     - the budgets, means over the rows of a micro-batch, are divided by the accumulation steps, as the LM loss is;
+    - a checkpoint counts when its manifest is written (`checkpointing`), and a loss that is no number ends the run;
+    - keep rates follow their schedule, or are drawn for each step;
     - the log holds LM loss, both budgets, realised keep rates, temperature and both learning rates.
     """
 
     # The LM loss is divided by the tokens of the whole accumulated batch and the budgets by its steps, in compute_loss.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args, run_config: dict[str, Any] | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.run_config = run_config or {}
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self._micro_steps = 0
@@ -37,6 +50,50 @@ class StageTrainer(Trainer):
         """Gumbel temperature of the optimizer step in progress."""
         progress = self.state.global_step / max(self.state.max_steps - 1, 1)
         return gumbel_tau(progress, self.args.gumbel_tau_start, self.args.gumbel_tau_end)
+
+    def current_rates(self) -> dict[str, Any]:
+        """Keep rates of the optimizer step in progress, as arguments of the model; empty for the model's own."""
+        args, sparsity = self.args, self.accelerator.unwrap_model(self.model).config.sparsity
+        progress = self.state.global_step / max(self.state.max_steps - 1, 1)
+        rates: dict[str, Any] = {}
+        for number, name in enumerate(("image_keep_rate", "output_keep_rate")):
+            between = getattr(args, f"{name}s")
+            if between is not None:
+                rates[name] = draw_rate(*between, seed=args.seed + number, step=self.state.global_step)
+                rates["elastic"] = True
+            elif args.keep_rate_schedule != "constant":
+                rates[name] = keep_rate(progress, getattr(sparsity, name), args.keep_rate_schedule, args.keep_rate_ramp)
+        return rates
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them."""
+        model = self.model if model is None else model
+        if not isinstance(model, DynamicLlavaForConditionalGeneration):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        source = open_source(resume_from_checkpoint)
+        model.load_state_dict({from_hugging_face(key): source.read(key) for key in source.tensors})
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As `Trainer`, made valid by a manifest at the end; older ones go only then."""
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_manifest(folder, self.run_config)
+                rotate(folder.parent, limit)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"{folder} could not be saved ({error}); it was removed and earlier checkpoints are as they were. Make "
+                "room and start the same command again."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or `--optim`) over decoder and predictors, each with its own learning rate."""
@@ -49,7 +106,10 @@ class StageTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """LM loss over the accumulated batch's tokens + `budget_weight` * budgets over its rows."""
         self._last_tau = self.current_tau()
-        outputs = model(**inputs, gumbel_tau=self._last_tau, num_items_in_batch=num_items_in_batch)
+        ids = inputs.pop("ids", None)
+        outputs = model(
+            **inputs, gumbel_tau=self._last_tau, num_items_in_batch=num_items_in_batch, **self.current_rates()
+        )
         weight = self.accelerator.unwrap_model(model).config.sparsity.budget_weight
         steps = self.current_gradient_accumulation_steps
         lm_loss = outputs.lm_loss if num_items_in_batch is not None else outputs.lm_loss / steps
@@ -60,6 +120,7 @@ class StageTrainer(Trainer):
         for budget in (outputs.image_budget_loss, outputs.output_budget_loss, outputs.instruct_budget_loss):
             if budget is not None:
                 loss = loss + weight * budget / steps
+        check_finite(loss.detach(), self.state.global_step, ids)
         self._record(inputs, outputs, lm_loss, steps)
         return (loss, outputs) if return_outputs else loss
 
@@ -134,7 +195,7 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / "metrics.jsonl"
+            path = Path(args.output_dir) / METRICS_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -1,0 +1,156 @@
+"""Checkpoints that a run can trust: a manifest written last, the newest valid one, one run per folder.
+
+A checkpoint folder counts once `manifest.json` stands in it with the size and hash of every other file. It is written
+after them, under another name, and renamed; a save that was killed leaves a folder without one, which the next save or
+resume removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+_CHUNK = 1 << 22
+# Keys of a configuration that do not change what is computed; a resumed run may have other values.
+FREE_KEYS = frozenset(
+    {
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm"),
+        *("logging_dir", "logging_first_step", "on_bad_sample", "output_dir", "report", "report_descriptions"),
+        *("report_questions", "report_to", "restart", "run_name", "save_steps", "save_strategy", "save_total_limit"),
+    }
+)
+
+
+def write_manifest(folder: Path, config: dict[str, Any]) -> None:
+    """Declare the checkpoint in `folder` whole: note size and hash of its files, and the run's configuration."""
+    files = {str(path.relative_to(folder)): _fingerprint(path) for path in _files(folder)}
+    partial = folder / f"{MANIFEST}.partial"
+    with partial.open("w") as file:
+        json.dump({"files": files, "config": config}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest, None where there is none that can be read."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def is_valid(folder: Path, hashes: bool = True) -> bool:
+    """Whether every file of the manifest is there with its size and, with `hashes`, its content."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != expected["size"]:
+            return False
+        if hashes and _fingerprint(path) != expected:
+            return False
+    return True
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, newest first, valid or not."""
+    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run.glob("checkpoint-*")}
+    return sorted((path for path, match in found.items() if match), key=lambda p: -int(found[p][1]))
+
+
+def newest_valid(run: Path) -> Path | None:
+    """The newest checkpoint that is whole."""
+    return next((path for path in checkpoints(run) if is_valid(path)), None)
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether a checkpoint is that of the run's last step."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    return state["global_step"] >= state["max_steps"]
+
+
+def remove_unfinished(run: Path) -> list[Path]:
+    """Remove checkpoint folders without a manifest: saves that were cut short. Returns them."""
+    unfinished = [path for path in checkpoints(run) if read_manifest(path) is None]
+    for path in unfinished:
+        shutil.rmtree(path)
+    return unfinished
+
+
+def rotate(run: Path, limit: int | None) -> None:
+    """Keep the `limit` newest whole checkpoints. Called when the newest has its manifest, so that one always stays."""
+    if not limit:
+        return
+    whole = [path for path in checkpoints(run) if is_valid(path, hashes=False)]
+    for path in whole[max(limit, 1) :]:
+        # The manifest goes first: a removal that is cut short leaves nothing that looks whole.
+        (path / MANIFEST).unlink()
+        shutil.rmtree(path)
+
+
+def check_same_config(checkpoint: Path, config: dict[str, Any]) -> None:
+    """`ValueError` that lists the keys in which a run differs from the one that wrote `checkpoint`."""
+    before = (read_manifest(checkpoint) or {}).get("config", {})
+    # As JSON holds them: paths as text, tuples as lists.
+    now = json.loads(json.dumps(config, default=str))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in FREE_KEYS)
+    if keys:
+        changes = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
+        raise ValueError(
+            f"{checkpoint} was written by a run with another configuration ({changes}). Set it back to resume, pass "
+            "restart=true to begin anew in this folder, or another output_dir."
+        )
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold the folder of a run; `ValueError` where another process does. Goes with the process, however it ends."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"Another run is writing to {run}; wait for it, or pass another output_dir.") from error
+        yield
+
+
+def drop_later_lines(path: Path, step: int) -> None:
+    """Leave the lines of a JSON-lines log up to `step`; the last one may be cut off."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(partial, path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return {"size": path.stat().st_size, "blake2b": digest.hexdigest()}

@@ -1,0 +1,79 @@
+"""Two processes on a CPU: DDP, ZeRO-2, ZeRO-3 and offload compute the same, text-only rows included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dynamic_llava import DynamicLlavaForConditionalGeneration
+from dynamic_llava.train.__main__ import main
+
+from .test_stage import ROOT, overrides, shapes  # noqa: F401  a fixture
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def mixed(shapes, tmp_path_factory):  # noqa: F811
+    """A base with predictors, and data in which runs of rows have no image: some batches of a rank are text alone."""
+    folder = tmp_path_factory.mktemp("mixed")
+    assert (
+        main(["--config", str(ROOT / "configs/train/shapes.yaml"), *overrides(shapes, folder / "base", max_steps=1)])
+        == 0
+    )
+    samples = json.loads((shapes / "train.json").read_text())
+    for number, sample in enumerate(samples):
+        if number % 3:
+            sample.pop("image")
+            for turn in sample["conversations"]:
+                turn["value"] = turn["value"].replace("<image>", "").strip()
+    (folder / "train.json").write_text(json.dumps(samples))
+    return folder
+
+
+def run(mixed, shapes, output, *, ranks: int = 2, **values):  # noqa: F811
+    """Losses and gradient norms of a run, from its log."""
+    values = {
+        "base_model": mixed / "base",
+        "train_file": mixed / "train.json",
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        **values,
+    }
+    words = [word for word in overrides(shapes, output, **values) if not word.startswith("use_cpu")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [sys.executable, *launch, "-m", "tests.train.cpu_rank", "--config", "configs/train/shapes.yaml", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert (output / "metrics.jsonl").is_file(), done.stderr[-3000:]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["grad_norm"]) for line in lines if "lm_loss" in line], done
+
+
+@pytest.fixture(scope="module")
+def ddp(mixed, shapes, tmp_path_factory):  # noqa: F811
+    output = tmp_path_factory.mktemp("ddp") / "run"
+    found, _ = run(mixed, shapes, output)
+    assert len(found) == STEPS
+    return found, output
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3_offload"])
+def test_deepspeed_equals_ddp(mixed, shapes, ddp, tmp_path, stage):  # noqa: F811
+    pytest.importorskip("deepspeed")
+    found, done = run(mixed, shapes, tmp_path / "run", deepspeed=ROOT / "configs" / "deepspeed" / f"{stage}.json")
+    assert len(found) == STEPS, done.stderr[-3000:]
+    for (loss, norm), (expected, expected_norm) in zip(found, ddp[0], strict=True):
+        assert loss == pytest.approx(expected, rel=1e-5, abs=2e-6)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+    one, two = (
+        DynamicLlavaForConditionalGeneration.from_pretrained(p).state_dict() for p in (tmp_path / "run", ddp[1])
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)

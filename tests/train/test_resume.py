@@ -1,0 +1,219 @@
+"""Runs that are killed, stopped or out of room: the same command goes on, bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dynamic_llava.train import stage, trainer
+from dynamic_llava.train.__main__ import main
+from dynamic_llava.train.checkpointing import (
+    MANIFEST,
+    check_same_config,
+    is_valid,
+    newest_valid,
+    rotate,
+    run_lock,
+    write_manifest,
+)
+
+from .test_stage import ROOT, config_of, overrides, shapes  # noqa: F401  a fixture
+
+CONFIG = str(ROOT / "configs" / "train" / "shapes.yaml")
+STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "save_total_limit": 2}
+# How many kills at random moments; more with DYNAMIC_LLAVA_KILLS, for a long run by hand.
+KILLS = int(os.environ.get("DYNAMIC_LLAVA_KILLS", "3"))
+
+
+def arguments(shapes, output, **values):  # noqa: F811
+    return ["--config", CONFIG, *overrides(shapes, output, **{**STEPS, **values})]
+
+
+def outcome(run: Path):
+    """Weights, and what the log says of each step but for the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"}
+    steps = [{key: value for key, value in line.items() if key not in timed} for line in lines if "loss" in line]
+    return load_file(run / "model.safetensors"), steps
+
+
+def assert_same_outcome(one: Path, two: Path):
+    (weights, steps), (other, other_steps) = outcome(one), outcome(two)
+    assert steps == other_steps
+    assert all(torch.equal(value, other[key]) for key, value in weights.items())
+
+
+@pytest.fixture(scope="module")
+def straight(shapes, tmp_path_factory):  # noqa: F811
+    run = tmp_path_factory.mktemp("straight") / "run"
+    assert main(arguments(shapes, run)) == 0
+    return run
+
+
+def test_only_the_newest_stay_and_each_is_whole(straight):
+    assert sorted(path.name for path in straight.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert all(is_valid(path) for path in straight.glob("checkpoint-*"))
+
+
+def test_a_run_that_stops_halfway_goes_on_bit_for_bit(shapes, straight, tmp_path, monkeypatch):  # noqa: F811
+    run = tmp_path / "run"
+    original = trainer.StageTrainer.training_step
+
+    def fail(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.StageTrainer, "training_step", fail)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(shapes, run))
+    monkeypatch.undo()
+    assert newest_valid(run).name == "checkpoint-2"
+    assert main(arguments(shapes, run)) == 0
+    assert_same_outcome(run, straight)
+    # Once more on a finished run: nothing is trained, nothing changes.
+    assert main(arguments(shapes, run)) == 0
+    assert_same_outcome(run, straight)
+
+
+def test_kill_at_random_moments(shapes, straight, tmp_path):  # noqa: F811
+    """Also inside a save: half of the moments are just when a checkpoint folder appears."""
+    run, rng = tmp_path / "run", random.Random(0)
+    command = [sys.executable, "-m", "dynamic_llava.train", *arguments(shapes, run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for number in range(KILLS):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, **silent)
+        before = set(run.glob("checkpoint-*"))
+        deadline = time.time() + 120
+        while process.poll() is None and time.time() < deadline and not set(run.glob("checkpoint-*")) - before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1) if number % 2 == 0 else rng.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    weights, steps = outcome(run)
+    expected, expected_steps = outcome(straight)
+    # Another number of threads than the run beside it may add in another order.
+    assert [step["step"] for step in steps] == [step["step"] for step in expected_steps]
+    for step, other in zip(steps, expected_steps, strict=True):
+        assert step == pytest.approx(other, rel=1e-4)
+    assert weights.keys() == expected.keys()
+
+
+def test_sigterm_saves_and_ends_with_zero(shapes, straight, tmp_path, monkeypatch):  # noqa: F811
+    run = tmp_path / "run"
+    original = trainer.StageTrainer.training_step
+
+    def ask(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.StageTrainer, "training_step", ask)
+    with pytest.raises(SystemExit) as end:
+        main(arguments(shapes, run))
+    assert end.value.code == 0
+    monkeypatch.undo()
+    assert newest_valid(run).name == "checkpoint-3"
+    assert not (run / "model.safetensors").exists()
+    assert main(arguments(shapes, run)) == 0
+    assert_same_outcome(run, straight)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(shapes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    run = tmp_path / "run"
+    original = trainer.write_manifest
+
+    def full(folder, config):
+        if folder.name == "checkpoint-4":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(folder, config)
+
+    monkeypatch.setattr(trainer, "write_manifest", full)
+    assert main(arguments(shapes, run)) == 2
+    assert "checkpoint-4 could not be saved" in capsys.readouterr().err
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert is_valid(run / "checkpoint-2")
+
+
+def test_a_loss_that_is_no_number_names_the_samples(shapes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    original = trainer.StageTrainer.current_tau
+
+    def broken(self):
+        return float("nan") if self.state.global_step == 2 else original(self)
+
+    monkeypatch.setattr(trainer.StageTrainer, "current_tau", broken)
+    assert main(arguments(shapes, tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert "The loss of step 3 is nan, on the samples " in error
+    assert "unknown" not in error
+    assert is_valid(tmp_path / "run" / "checkpoint-2")
+
+
+def test_a_changed_configuration_is_refused_with_its_keys(shapes, straight, tmp_path, capsys):  # noqa: F811
+    changed = arguments(shapes, straight, learning_rate="1e-3", logging_steps=1, save_total_limit=5)
+    assert main(changed) == 2
+    error = capsys.readouterr().err
+    assert "another configuration (learning_rate: " in error
+    assert "save_total_limit" not in error
+    config = config_of(shapes, straight, **STEPS)
+    check_same_config(straight / "checkpoint-6", config.values)
+    assert main([*arguments(shapes, tmp_path / "new", max_steps=1), "restart=true"]) == 0
+
+
+def folder_of(path: Path, text: str = "x") -> Path:
+    path.mkdir(parents=True)
+    (path / "weights").write_text(text)
+    return path
+
+
+def test_what_is_valid(tmp_path):
+    one = folder_of(tmp_path / "checkpoint-5")
+    assert not is_valid(one)
+    write_manifest(one, {})
+    assert is_valid(one)
+    (one / "weights").write_text("y")
+    assert not is_valid(one)
+    assert is_valid(one, hashes=False)
+    two = folder_of(tmp_path / "checkpoint-10")
+    write_manifest(two, {})
+    assert newest_valid(tmp_path) == two
+    (two / "weights").unlink()
+    assert newest_valid(tmp_path) is None
+    (two / MANIFEST).write_text("{")
+    assert not is_valid(two)
+
+
+def test_rotation_never_removes_the_only_valid_one(tmp_path):
+    for number in (1, 2, 3):
+        write_manifest(folder_of(tmp_path / f"checkpoint-{number}"), {})
+    folder_of(tmp_path / "checkpoint-4")
+    rotate(tmp_path, 1)
+    assert newest_valid(tmp_path).name == "checkpoint-3"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_two_runs_in_one_folder(shapes, tmp_path, capsys):  # noqa: F811
+    with run_lock(tmp_path / "run"):
+        assert main(arguments(shapes, tmp_path / "run")) == 2
+    assert "Another run is writing to" in capsys.readouterr().err
+
+
+def test_a_run_without_checkpoints_starts_anew(shapes, tmp_path):  # noqa: F811
+    config = config_of(shapes, tmp_path / "run", max_steps=1)
+    for _ in range(2):
+        stage.train(config)
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        assert sum("lm_loss" in line for line in lines) == 1
