@@ -4,14 +4,21 @@ from ..chat_template import IMAGE_TOKEN
 from ..token_spans import IGNORE_INDEX
 from .collator import LlavaCollator
 from .conversation import Turn, parse_turns, render_conversation
-from .dataset import LlavaJsonDataset
+from .dataset import ConversationDataset, LlavaJsonDataset
+from .lengths import LengthGroupedSampler
+from .mixture import MixtureDataset
+from .sources import open_dataset
 
 __all__ = [
     "IGNORE_INDEX",
     "IMAGE_TOKEN",
+    "ConversationDataset",
+    "LengthGroupedSampler",
     "LlavaCollator",
     "LlavaJsonDataset",
+    "MixtureDataset",
     "Turn",
+    "open_dataset",
     "parse_turns",
     "render_conversation",
 ]

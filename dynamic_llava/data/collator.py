@@ -1,4 +1,4 @@
-"""Joins samples of `LlavaJsonDataset` into a batch."""
+"""Joins samples of a `ConversationDataset` into a batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class LlavaCollator:
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, long `(B, N)`; and `pixel_values`, float32
-            `(pictures of all rows in order, 3, H, W)`, which is absent when no row has a picture.
+            `(pictures of all rows in order, 3, H, W)`, which is absent when no row has a picture. Where the samples
+            have an `output_mask`, that too, bool `(B, N)`, false at padding.
         """
         length = max(len(sample["input_ids"]) for sample in samples)
         batch = {
@@ -46,12 +47,16 @@ class LlavaCollator:
             "attention_mask": torch.zeros(len(samples), length, dtype=torch.long),
             "labels": torch.full((len(samples), length), IGNORE_INDEX),
         }
+        if "output_mask" in samples[0]:
+            batch["output_mask"] = torch.zeros(len(samples), length, dtype=torch.bool)
         for row, sample in enumerate(samples):
             count = len(sample["input_ids"])
             place = slice(0, count) if self.padding_side == "right" else slice(length - count, length)
             batch["input_ids"][row, place] = sample["input_ids"]
             batch["attention_mask"][row, place] = 1
             batch["labels"][row, place] = sample["labels"]
+            if "output_mask" in batch:
+                batch["output_mask"][row, place] = sample["output_mask"]
         pictures = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
         if pictures:
             batch["pixel_values"] = torch.cat(pictures)

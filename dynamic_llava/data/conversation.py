@@ -22,8 +22,9 @@ class Turn:
 def parse_turns(conversations: object) -> list[Turn]:
     """Reads LLaVA's `[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]`.
 
-    As LLaVA does, an opening turn of the model is skipped and a lone `<image>` is moved to the front of its turn;
-    several in one turn stay where they are, since their place in the text tells them apart.
+    As LLaVA does, an opening turn of the model is skipped and a lone `<image>` is moved to the front of its turn, which
+    is then stripped of white space around it; turns without an image stay as they are written. Several images in one
+    turn stay where they are, since their place in the text tells them apart.
 
     Raises:
         ValueError: on any other structure, with the place and the remedy.
@@ -43,14 +44,14 @@ def parse_turns(conversations: object) -> list[Turn]:
             raise ValueError(f"turn {index} is out of order: 'human' and 'gpt' must alternate")
         if turn.role == "assistant" and IMAGE_TOKEN in turn.text:
             raise ValueError(f"turn {index} has {IMAGE_TOKEN} in an answer; images belong to the 'human' turns")
-    if not any(turn.role == "assistant" and turn.text for turn in turns):
+    if not any(turn.role == "assistant" and turn.text.strip() for turn in turns):
         raise ValueError("the conversation has no answer; add a non-empty 'gpt' turn or remove the sample")
     return turns
 
 
 def _image_first(text: str) -> str:
     if text.count(IMAGE_TOKEN) != 1:
-        return text.strip()
+        return text
     return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
 
 
@@ -101,43 +102,83 @@ def encode_conversation(
     max_length: int = 2048,
     system: str = SYSTEM_PROMPT,
 ) -> tuple[list[int], list[int]]:
-    """Tokenizes a conversation and marks what is learned.
+    """Tokenizes a conversation and marks what is learned, as LLaVA does: every answer with its end token.
+
+    NOTE(published code): the text is tokenized whole, as the processor does with a prompt, so that training and
+    inference see the same tokens. LLaVA tokenizes the text between images piece by piece: with a Llama tokenizer that
+    writes its prefix space in front of the whole text only (`legacy=False`), that gives one more space token behind
+    each image. The answers that are learned are the same.
 
     Args:
         turns: the turns, from `parse_turns`.
         tokenizer: a fast tokenizer; labels follow its character offsets, so that merged prefix spaces do not
             shift them.
         tokens_per_image: image tokens of each picture, in order.
-        max_length: longer conversations are cut at the end.
+        max_length: longer conversations are cut at the end; where that falls into a picture, in front of it.
         system: the system prompt.
 
     Returns:
         `input_ids` and `labels` of equal length; labels are `IGNORE_INDEX` except on answers and their end tokens.
 
     Raises:
-        ValueError: when the cut leaves no answer or falls into a picture.
+        ValueError: when the cut leaves no answer, or the tokens of an answer are not found or do not close with the end
+            token.
     """
     # Expanding first keeps the answer spans aligned with the tokenizer's offsets: they are shifted by the expansion.
     expanded = [Turn(turn.role, text) for turn, text in zip(turns, _expand(turns, tokens_per_image), strict=True)]
     text, answers = render_conversation(expanded, system)
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    input_ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    labels = [IGNORE_INDEX] * len(input_ids)
-    position = 0
-    for start, end in answers:
-        while position < len(offsets) and offsets[position][1] <= start:
-            position += 1
-        while position < len(offsets) and offsets[position][0] < end:
-            labels[position] = input_ids[position]
-            position += 1
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    input_ids = encoded["input_ids"]
+    end_id = tokenizer.convert_tokens_to_ids(END_TOKEN)
+    labels = _label_answers(input_ids, encoded["offset_mapping"], answers, end_id)
     if len(input_ids) > max_length:
         image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        if image_id in input_ids[max_length:]:
-            raise ValueError(f"max_length {max_length} cuts through a picture: the sample has {len(input_ids)} tokens")
-        input_ids, labels = input_ids[:max_length], labels[:max_length]
+        end = cut_position(input_ids, image_id, tokens_per_image, max_length)
+        input_ids, labels = input_ids[:end], labels[:end]
     if all(label == IGNORE_INDEX for label in labels):
         raise ValueError(f"no answer is left within max_length {max_length}; raise it or remove the sample")
     return input_ids, labels
+
+
+def _label_answers(
+    input_ids: list[int], offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]], end_id: int
+) -> list[int]:
+    """Returns the labels of tokens at `offsets`, of a text with answers at the characters `answers`."""
+    labels = [IGNORE_INDEX] * len(input_ids)
+    position = 0
+    for number, (start, end) in enumerate(answers, 1):
+        while position < len(offsets) and offsets[position][1] <= start:
+            position += 1
+        first = position
+        while position < len(offsets) and offsets[position][0] < end:
+            labels[position] = input_ids[position]
+            position += 1
+        # Without this, a tokenizer that does not fit would train on nothing, or never on the end of an answer.
+        if position == first or input_ids[position - 1] != end_id:
+            raise ValueError(
+                f"tokenization mismatch: answer {number} has {position - first} supervised tokens and does not close "
+                f"with {END_TOKEN}; load the checkpoint's own fast tokenizer, with {END_TOKEN} as a special token"
+            )
+    return labels
+
+
+def cut_position(input_ids: Sequence[int], image_id: int, tokens_per_image: Sequence[int], max_length: int) -> int:
+    """Returns where to cut `input_ids`: at `max_length`, or in front of the picture that this would cut through.
+
+    Args:
+        input_ids: token ids with each image token repeated.
+        image_id: id of the image token.
+        tokens_per_image: image tokens of each picture, in order.
+        max_length: most tokens to keep.
+    """
+    places = [position for position, token in enumerate(input_ids) if token == image_id]
+    first = 0
+    for count in tokens_per_image:
+        start, last = places[first], places[first + count - 1]
+        if start < max_length <= last:
+            return start
+        first += count
+    return max_length
 
 
 def _expand(turns: Sequence[Turn], tokens_per_image: Sequence[int]) -> list[str]:

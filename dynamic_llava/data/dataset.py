@@ -1,70 +1,85 @@
-"""LLaVA's conversation JSON as a torch dataset: real LLaVA data and the embedded shapes alike."""
+"""LLaVA's conversations as a torch dataset: real LLaVA data and the embedded shapes alike."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
 from ..chat_template import IMAGE_TOKEN, system_prompt_of
+from ..token_spans import IGNORE_INDEX
 from .conversation import count_images, encode_conversation, parse_turns
+from .lengths import conversation_lengths
+from .pictures import PictureReader, StoredPicture
+from .tables import read_json
 
 
-class LlavaJsonDataset(Dataset):
-    """Samples of a LLaVA JSON file: a list of `{"id", "image": path | [paths] | absent, "conversations": [...]}`.
+class ConversationDataset(Dataset):
+    """Samples `{"id", "image": picture | [pictures] | absent, "conversations": [...]}`; pictures are opened one by one.
 
     An item is a dict of `input_ids` and `labels` (long `(N,)`, image tokens repeated, labels -100 outside the answers),
-    `pixel_values` (float32 `(images, 3, H, W)`, or None for text only) and `id`.
+    `pixel_values` (float32 `(images, 3, H, W)`, or None for text only) and `id`; and, with output_turns="all",
+    `output_mask` (bool `(N,)`, true on every answer).
 
     Args:
-        json_path: the JSON file.
-        image_folder: folder that the image paths are relative to; None: the folder of the JSON file.
+        samples: the samples; a picture is a path or a `StoredPicture`.
+        source: where they come from, for messages.
+        image_folder: folder that the image paths are relative to, or several: the first that has the file wins.
         processor: LLaVA processor with a fast tokenizer.
-        max_length: longer conversations are cut at the end.
+        max_length: longer conversations are cut at the end, never through a picture; pictures behind the cut go too.
         on_bad_sample: "error" raises at the first bad sample; "skip" leaves it out, see `skipped`.
         image_aspect_ratio: "pad" pads pictures to a square with the mean colour as LLaVA-1.5 does; None leaves them to
             the image processor.
         check_files: look for every image file at the start, so that a missing one does not end a long run.
-        require_image: leave out text-only samples, as the paper's training stage does.
+        require_image: leave out text-only samples, as the paper's training stage does; every other sample is visited
+            once per epoch.
+        output_turns: which answers count as output tokens. "last", as the published code: the model finds the answer
+            that a row ends in by itself. "all" adds `output_mask`. Labels teach all answers in both.
 
     Raises:
-        FileNotFoundError: when the JSON file, the image folder or (with "error") an image is missing.
-        ValueError: on a malformed file or (with "error") sample, naming sample, file and remedy.
+        FileNotFoundError: when (with "error") an image is missing.
+        ValueError: on an unknown choice or (with "error") a malformed sample, naming sample, source and remedy.
     """
 
     def __init__(
         self,
-        json_path: str | Path,
-        image_folder: str | Path | None,
+        samples: Sequence[Any],
+        source: str | Path,
+        image_folder: str | Path | Sequence[str | Path],
         processor: LlavaProcessor,
+        *,
         max_length: int = 2048,
         on_bad_sample: Literal["error", "skip"] = "error",
         image_aspect_ratio: Literal["pad"] | None = None,
         check_files: bool = True,
         require_image: bool = False,
+        output_turns: Literal["last", "all"] = "last",
     ) -> None:
         if on_bad_sample not in ("error", "skip"):
             raise ValueError(f"on_bad_sample is {on_bad_sample!r}; choose 'error' or 'skip'")
-        if image_aspect_ratio not in ("pad", None):
-            raise ValueError(f"image_aspect_ratio is {image_aspect_ratio!r}; choose 'pad' or None")
+        if output_turns not in ("last", "all"):
+            raise ValueError(f"output_turns is {output_turns!r}; choose 'last' or 'all'")
         if not processor.tokenizer.is_fast:
             raise ValueError("the labels need character offsets: load the processor with a fast tokenizer")
-        self.json_path = Path(json_path)
-        self.image_folder = self.json_path.parent if image_folder is None else Path(image_folder)
+        folders = [image_folder] if isinstance(image_folder, (str, Path)) else image_folder
+        self.source = source
         self.processor = processor
+        self.pictures = PictureReader(processor, [Path(folder) for folder in folders], image_aspect_ratio)
         self.max_length = max_length
         self.on_bad_sample = on_bad_sample
-        self.image_aspect_ratio = image_aspect_ratio
+        self.output_turns = output_turns
         self.system_prompt = system_prompt_of(processor)
         self._skipped: list[tuple[str, str]] = []
-        samples = _read_samples(self.json_path)
+        self.text_only_left_out = 0
         if require_image:
-            samples = [sample for sample in samples if not isinstance(sample, dict) or sample.get("image")]
+            with_image = [sample for sample in samples if not isinstance(sample, dict) or sample.get("image")]
+            self.text_only_left_out = len(samples) - len(with_image)
+            samples = with_image
         self.samples = self._valid_samples(samples, check_files)
         # Shared, so that samples found bad in a data-loader worker are known in the process that reports them.
         self._bad = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
@@ -84,7 +99,22 @@ class LlavaJsonDataset(Dataset):
                 if self.on_bad_sample == "error":
                     raise
                 self._bad[position] = True
-        raise ValueError(f"{self.json_path}: no usable sample is left, {len(self.skipped)} were skipped")
+        raise ValueError(f"{self.source}: no usable sample is left, {len(self.skipped)} were skipped")
+
+    @cached_property
+    def full_lengths(self) -> list[int]:
+        """Tokens of every sample before the cut, image tokens included; counted once, without opening a picture."""
+        return conversation_lengths(
+            (parse_turns(sample["conversations"]) for sample in self.samples),
+            self.processor.tokenizer,
+            self.pictures.tokens_per_picture() if any(map(pictures_of, self.samples)) else 0,
+            self.system_prompt,
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every sample; an upper bound where the cut falls into a picture."""
+        return [min(length, self.max_length) for length in self.full_lengths]
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -94,122 +124,118 @@ class LlavaJsonDataset(Dataset):
             try:
                 self._load(position)
             except (ValueError, FileNotFoundError) as error:
-                found.append((_sample_id(self.samples[position], position), str(error)))
+                found.append((sample_id(self.samples[position], position), str(error)))
         return self._skipped + found
 
-    def _valid_samples(self, samples: list[Any], check_files: bool) -> list[dict[str, Any]]:
+    def encode(self, position: int, tokens_per_picture: int) -> tuple[list[int], list[int]]:
+        """Returns `input_ids` and `labels` of a sample whose pictures have so many tokens, without opening them."""
+        sample = self.samples[position]
+        counts = [tokens_per_picture] * len(pictures_of(sample))
+        turns = parse_turns(sample["conversations"])
+        return encode_conversation(turns, self.processor.tokenizer, counts, self.max_length, self.system_prompt)
+
+    def _valid_samples(self, samples: Sequence[Any], check_files: bool) -> list[dict[str, Any]]:
         """Returns the samples whose structure is sound; the pictures themselves are read later."""
         valid = []
+        present: set[str] = set()
         for index, sample in enumerate(samples):
             try:
-                self._check(sample, index, check_files)
+                self._check(sample, index, present if check_files else None)
             except (ValueError, FileNotFoundError) as error:
                 if self.on_bad_sample == "error":
                     raise
-                self._skipped.append((_sample_id(sample, index), str(error)))
+                self._skipped.append((sample_id(sample, index), str(error)))
             else:
                 valid.append(sample)
         if not valid:
-            raise ValueError(f"{self.json_path}: no usable sample among {len(samples)}; {self._skipped[:1]}")
+            raise ValueError(f"{self.source}: no usable sample among {len(samples)}; {self._skipped[:1]}")
         return valid
 
-    def _check(self, sample: Any, index: int, check_files: bool) -> None:
-        where = f"{self.json_path}: sample {_sample_id(sample, index)!r}"
+    def _check(self, sample: Any, index: int, present: set[str] | None) -> None:
+        """Raises where a sample is malformed or, unless `present` is None, where a file is not there."""
+        where = f"{self.source}: sample {sample_id(sample, index)!r}"
         if not isinstance(sample, dict):
             raise ValueError(f"{where} is not an object; write {{'id', 'image', 'conversations'}}")
         try:
             turns = parse_turns(sample.get("conversations"))
-            names = _image_names(sample)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if count_images(turns) != len(names):
-            raise ValueError(
-                f"{where} has {count_images(turns)} {IMAGE_TOKEN} for {len(names)} pictures {names}; "
-                f"write {IMAGE_TOKEN} once for each picture in the 'human' turns"
-            )
-        for name in names if check_files else ():
-            if not (self.image_folder / name).is_file():
-                raise FileNotFoundError(f"{where}: {_missing(self.image_folder / name)}")
+            pictures = pictures_of(sample)
+            if count_images(turns) != len(pictures):
+                raise ValueError(
+                    f"{count_images(turns)} {IMAGE_TOKEN} for {len(pictures)} pictures {list(map(str, pictures))}; "
+                    f"write {IMAGE_TOKEN} once for each picture in the 'human' turns"
+                )
+            for picture in pictures if present is not None else ():
+                # Many samples of a data set ask about the same picture; a look at the disk is slow.
+                if isinstance(picture, str) and picture not in present:
+                    self.pictures.find(picture)
+                    present.add(picture)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{where}: {error}") from error
 
     def _load(self, position: int) -> dict[str, Any]:
         sample = self.samples[position]
-        name = _sample_id(sample, position)
+        name = sample_id(sample, position)
         try:
-            images = [self._open(self.image_folder / path) for path in _image_names(sample)]
-            pixel_values = self._pixel_values(images)
-            counts = [] if pixel_values is None else [self.tokens_per_image(pixel_values)] * len(images)
-            turns = parse_turns(sample["conversations"])
-            input_ids, labels = encode_conversation(
-                turns, self.processor.tokenizer, counts, self.max_length, self.system_prompt
-            )
+            pixel_values = self.pictures.pixel_values([self.pictures.open(item) for item in pictures_of(sample)])
+            tokens = 0 if pixel_values is None else self.pictures.tokens_of(pixel_values)
+            input_ids, labels = self.encode(position, tokens)
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{self.json_path}: sample {name!r}: {error}") from error
-        return {
+            raise type(error)(f"{self.source}: sample {name!r}: {error}") from error
+        if pixel_values is not None:
+            kept = input_ids.count(self.processor.image_token_id) // tokens
+            pixel_values = pixel_values[:kept] if kept else None
+        item = {
             "input_ids": torch.tensor(input_ids),
             "labels": torch.tensor(labels),
             "pixel_values": pixel_values,
             "id": name,
         }
-
-    def tokens_per_image(self, pixel_values: torch.Tensor) -> int:
-        """Returns how many tokens the model makes of one of these pictures `(..., H, W)`."""
-        processor = self.processor
-        if processor.patch_size is None:
-            raise ValueError("the processor has no patch_size; set it to the vision tower's (14 for LLaVA-1.5)")
-        height, width = pixel_values.shape[-2:]
-        count = (height // processor.patch_size) * (width // processor.patch_size)
-        count += processor.num_additional_image_tokens
-        return count - (processor.vision_feature_select_strategy == "default")
-
-    def _open(self, path: Path) -> Image.Image:
-        try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(_missing(path)) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            remedy = "replace the file, or set on_bad_sample='skip'"
-            raise ValueError(f"picture {path} cannot be read ({error}); {remedy}") from error
-        return self._pad_to_square(image) if self.image_aspect_ratio == "pad" else image
-
-    def _pad_to_square(self, image: Image.Image) -> Image.Image:
-        side = max(image.size)
-        colour = tuple(int(value * 255) for value in self.processor.image_processor.image_mean)
-        square = Image.new("RGB", (side, side), colour)
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return square
-
-    def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor | None:
-        if not images:
-            return None
-        return self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        if self.output_turns == "all":
+            item["output_mask"] = item["labels"] != IGNORE_INDEX
+        return item
 
 
-def _read_samples(path: Path) -> list[Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no data file at {path}; give the path of a LLaVA conversation JSON")
-    try:
-        samples = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); is the download complete?") from error
-    if not isinstance(samples, list) or not samples:
-        raise ValueError(f"{path} must hold a non-empty JSON list of samples, found {type(samples).__name__}")
-    return samples
+class LlavaJsonDataset(ConversationDataset):
+    """A LLaVA JSON file: a list of `{"id", "image": path | [paths] | absent, "conversations": [...]}`.
+
+    Args:
+        json_path: the JSON file.
+        image_folder: as for `ConversationDataset`; None: the folder of the JSON file.
+        processor: LLaVA processor with a fast tokenizer.
+        options: those of `ConversationDataset`.
+
+    Raises:
+        FileNotFoundError: when the file or (with on_bad_sample="error") an image is missing.
+        ValueError: on a malformed file or (with "error") sample, naming sample, file and remedy.
+    """
+
+    def __init__(
+        self,
+        json_path: str | Path,
+        image_folder: str | Path | Sequence[str | Path] | None,
+        processor: LlavaProcessor,
+        **options: Any,
+    ) -> None:
+        path = Path(json_path)
+        super().__init__(
+            read_json(path), path, path.parent if image_folder is None else image_folder, processor, **options
+        )
 
 
-def _sample_id(sample: Any, index: int) -> str:
+def sample_id(sample: Any, index: int) -> str:
     """Returns the id of a sample, or its place in the file where it has none."""
     name = sample.get("id") if isinstance(sample, dict) else None
     return f"#{index}" if name is None else str(name)
 
 
-def _image_names(sample: dict[str, Any]) -> list[str]:
-    names = sample.get("image")
-    names = [] if names is None else [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"'image' is {names!r}; write a path, a list of paths, or leave it out for text only")
-    return names
-
-
-def _missing(path: Path) -> str:
-    return f"no picture at {path}; check image_folder, fetch the file, or set on_bad_sample='skip'"
+def pictures_of(sample: dict[str, Any]) -> list[str | StoredPicture]:
+    """Returns the pictures of a sample, none for text only."""
+    pictures = sample.get("image")
+    if not pictures:
+        return []
+    pictures = pictures if isinstance(pictures, list) else [pictures]
+    if not all(isinstance(picture, (str, StoredPicture)) for picture in pictures):
+        raise ValueError(
+            f"'image' is {sample['image']!r}; write a path, a list of paths, or leave it out for text only"
+        )
+    return pictures

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -29,14 +30,56 @@ class ModelArguments:
         default=False, metadata={"help": "Train the projector too, as the published code; the paper freezes it."}
     )
     train_decoder: bool = field(default=True, metadata={"help": "False trains the predictors alone."})
+    lora_r: int = field(default=0, metadata={"help": "Rank of LoRA adapters on the decoder; 0 trains it in full."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, over lora_r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Of the weights: float32, bfloat16, float16; auto is float32 where AdamW trains them itself, the "
+            "compute dtype with LoRA or DeepSpeed, which keep float32 copies of what they train."
+        },
+    )
+    quantize: str | None = field(default=None, metadata={"help": "QLoRA: 4bit or 8bit for the frozen base."})
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}.")
+        if self.lora_r < 0:
+            raise ValueError(f"lora_r must not be negative, got {self.lora_r}.")
+        if self.lora_r and (self.train_projector or not self.train_decoder):
+            raise ValueError(
+                f"lora_r={self.lora_r} trains adapters of the decoder and the predictors; with "
+                f"train_projector={self.train_projector}, train_decoder={self.train_decoder} that is contradictory. "
+                "Leave these out, or set lora_r=0."
+            )
+        if self.quantize not in (None, "4bit", "8bit"):
+            raise ValueError(f"quantize must be 4bit or 8bit, got {self.quantize!r}.")
+        if self.quantize and not self.lora_r:
+            raise ValueError(f"quantize={self.quantize} freezes the base; set lora_r to train adapters on it.")
+
+    def weight_dtype(self, training: TrainingArguments) -> torch.dtype:
+        """The dtype in which the base is loaded. 16-bit weights would round away steps of 5e-6."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        if self.lora_r or training.deepspeed:
+            return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+        return torch.float32
 
 
 @dataclass
 class DataArguments:
     """Where the conversations and pictures are."""
 
-    train_file: str = field(metadata={"help": "LLaVA conversation JSON."})
-    image_folder: str = field(metadata={"help": "Folder that the image paths of train_file are relative to."})
+    train_file: list[str] = field(
+        metadata={"help": "Data, one or several: .json, .jsonl, .parquet, .tar or a folder; path:0.5 weights it."}
+    )
+    image_folder: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders that image paths are relative to, the first that has a file wins; None: the file's."
+        },
+    )
     max_length: int = field(default=2048, metadata={"help": "Tokens per sample, image tokens included."})
     image_aspect_ratio: str = field(default="pad", metadata={"help": "pad to a square, as LLaVA-1.5, or keep."})
     require_image: bool = field(default=False, metadata={"help": "Train on samples with an image only."})
@@ -47,6 +90,10 @@ class DataArguments:
     report: bool = field(default=False, metadata={"help": "At the end, evaluate on the embedded data and report."})
     report_questions: int | None = field(default=None, metadata={"help": "Held-out questions in the report."})
     report_descriptions: int | None = field(default=None, metadata={"help": "Held-out descriptions in the report."})
+
+    def __post_init__(self) -> None:
+        if (self.shapes is not None or self.report) and not self.image_folder:
+            raise ValueError("The embedded data is made in, and reported on from, image_folder; set it.")
 
 
 @dataclass
@@ -160,7 +207,35 @@ def resolve(values: dict[str, Any], source: str) -> StageConfig:
         raise ValueError(f"{source}: {error}") from error
     if isinstance(data.shapes, str):
         data.shapes = json.loads(data.shapes)
+    _check_engine(model, training)
     return StageConfig(model, sparsity, data, training, values)
+
+
+def engine_of(training: TrainingArguments) -> dict[str, Any] | None:
+    """The DeepSpeed configuration, None without."""
+    if not training.deepspeed:
+        return None
+    if isinstance(training.deepspeed, dict):
+        return training.deepspeed
+    return json.loads(Path(training.deepspeed).read_text())
+
+
+def _check_engine(model: ModelArguments, training: StageArguments) -> None:
+    """`ValueError` where a DeepSpeed file contradicts the configuration."""
+    engine = engine_of(training)
+    if engine is None:
+        return
+    if model.quantize and engine.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            f"quantize={model.quantize} and ZeRO-3 do not go together: bitsandbytes weights cannot be sharded by it. "
+            "Use ZeRO-2, or lora_r without quantize."
+        )
+    twice = [name for name in ("optimizer", "scheduler") if name in engine]
+    if twice:
+        raise ValueError(
+            f"The DeepSpeed file {training.deepspeed} sets {' and '.join(twice)}, which learning_rate, "
+            "predictor_learning_rate and lr_scheduler_type set here; remove them from the file."
+        )
 
 
 def _elastic(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from .. import DynamicLlavaForConditionalGeneration
 from ..chat_template import ASSISTANT, USER, marker_ids
 from ..checkpoints import load_checkpoint, load_processor
-from ..data.collator import LlavaCollator
-from ..data.dataset import LlavaJsonDataset
+from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
 from .arguments import StageConfig
 from .checkpointing import (
     check_same_config,
@@ -26,23 +26,59 @@ from .checkpointing import (
     remove_unfinished,
     run_lock,
 )
+from .gradients import gradient_report
 from .interruption import StopOnSignal
+from .lora import add_adapters, quantization
 from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 
 
-def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> DynamicLlavaForConditionalGeneration:
-    """The base checkpoint with the run's sparsity; frozen parts frozen."""
+def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The base checkpoint with the run's sparsity; frozen parts frozen, with adapters where LoRA is asked for."""
     sparsity = asdict(config.sparsity)
     if config.sparsity.instruct_predictor:
         sparsity |= {"user_marker": marker_ids(tokenizer, USER), "assistant_marker": marker_ids(tokenizer, ASSISTANT)}
+    quantized = quantization(config.model)
     model = load_checkpoint(
         config.model.base_model,
         sparsity=sparsity,
         attn_implementation=config.model.attn_implementation,
-        dtype="auto",
+        dtype=config.model.weight_dtype(config.training),
+        **({} if quantized is None else {"quantization_config": quantized}),
     )
+    if config.model.lora_r:
+        return add_adapters(model, config.model, config.training.gradient_checkpointing)
     freeze(model, train_projector=config.model.train_projector, train_decoder=config.model.train_decoder)
     return model
+
+
+def open_data(config: StageConfig, processor) -> ConversationDataset | MixtureDataset:
+    """The training data of a stage."""
+    return open_dataset(
+        config.data.train_file,
+        config.data.image_folder,
+        processor,
+        seed=config.training.seed,
+        max_length=config.data.max_length,
+        on_bad_sample=config.data.on_bad_sample,
+        require_image=config.data.require_image,
+        image_aspect_ratio="pad" if config.data.image_aspect_ratio == "pad" else None,
+    )
+
+
+def report_gradients(config: StageConfig, batches: int) -> list[dict[str, float]]:
+    """Gradients at the predictors of the stage's first batches, at its first temperature; nothing is trained."""
+    args = config.training
+    set_seed(args.seed)
+    processor = load_processor(config.model.base_model)
+    loader = torch.utils.data.DataLoader(
+        open_data(config, processor),
+        batch_size=args.per_device_train_batch_size,
+        shuffle=True,
+        collate_fn=LlavaCollator(processor),
+    )
+    model = build_model(config, processor.tokenizer).train().to(args.device)
+    moved = ({key: value.to(args.device) for key, value in batch.items()} for batch in islice(loader, batches))
+    return gradient_report(model, moved, args.gumbel_tau_start)
 
 
 def train(config: StageConfig) -> StageTrainer:
@@ -50,15 +86,7 @@ def train(config: StageConfig) -> StageTrainer:
     args = config.training
     set_seed(args.seed)
     processor = load_processor(config.model.base_model)
-    dataset = LlavaJsonDataset(
-        config.data.train_file,
-        config.data.image_folder,
-        processor,
-        max_length=config.data.max_length,
-        on_bad_sample=config.data.on_bad_sample,
-        require_image=config.data.require_image,
-        image_aspect_ratio="pad" if config.data.image_aspect_ratio == "pad" else None,
-    )
+    dataset = open_data(config, processor)
     if args.deepspeed and torch.distributed.is_initialized():
         # ZeRO-3 shards the weights while they are loaded, which is before Trainer tells DeepSpeed about the ranks.
         import deepspeed
@@ -125,7 +153,7 @@ class WithIds:
         return {**self.collator(samples), "ids": [str(sample.get("id")) for sample in samples]}
 
 
-def _say_skipped(dataset: LlavaJsonDataset) -> None:
+def _say_skipped(dataset: ConversationDataset | MixtureDataset) -> None:
     if dataset.skipped:
         first = "; ".join(f"{sample}: {reason}" for sample, reason in list(dataset.skipped)[:5])
         print(f"{len(dataset.skipped)} samples were skipped. The first: {first}")

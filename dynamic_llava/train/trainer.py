@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..checkpoints.keys import from_hugging_face
 from ..checkpoints.source import open_source
+from ..data import LengthGroupedSampler
 from ..loading import PREDICTORS
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..token_spans import answer_token_mask, image_token_mask
@@ -31,6 +32,7 @@ class StageTrainer(Trainer):
     - predictors are a parameter group with `predictor_learning_rate`;
     - the budgets, means over the rows of a micro-batch, are divided by the accumulation steps, as the LM loss is;
     - a checkpoint counts when its manifest is written (`checkpointing`), and a loss that is no number ends the run;
+    - batches of similar length come from lengths that are counted without opening pictures;
     - keep rates follow their schedule, or are drawn for each step;
     - the log holds LM loss, both budgets, realised keep rates, temperature and both learning rates.
     """
@@ -65,6 +67,13 @@ class StageTrainer(Trainer):
                 rates[name] = keep_rate(progress, getattr(sparsity, name), args.keep_rate_schedule, args.keep_rate_ramp)
         return rates
 
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        """As `Trainer`; beside a LoRA adapter also the configuration, which says what it was trained with."""
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, DynamicLlavaForConditionalGeneration):
+            model.config.save_pretrained(output_dir or self.args.output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them."""
         model = self.model if model is None else model
@@ -94,6 +103,15 @@ class StageTrainer(Trainer):
             ) from error
         finally:
             self.args.save_total_limit = limit
+
+    def _get_train_sampler(self, train_dataset=None):
+        """As `Trainer`, which would open every picture to learn the lengths."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        if args.train_sampling_strategy != "group_by_length" or not hasattr(type(dataset), "lengths"):
+            return super()._get_train_sampler(train_dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LengthGroupedSampler(dataset.lengths, args.train_batch_size * args.gradient_accumulation_steps, seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or `--optim`) over decoder and predictors, each with its own learning rate."""

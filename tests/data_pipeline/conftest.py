@@ -49,3 +49,19 @@ def write_samples(tmp_path: Path) -> Callable[[object], Path]:
 def talk(*texts: str) -> list[dict[str, str]]:
     """Returns LLaVA turns: human, gpt, human, ..."""
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+def noise(path: Path, size: tuple[int, int] = (90, 60), seed: int = 0) -> Path:
+    """Writes a picture that does not compress to nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two pictures."""
+    noise(tmp_path / "images" / "a.png", seed=1)
+    noise(tmp_path / "images" / "b.png", (60, 90), seed=2)
+    return tmp_path

@@ -109,12 +109,13 @@ def test_training_text_equals_the_processors_prompt(processor: LlavaProcessor) -
 def test_any_answer_is_found_by_its_characters(processor: LlavaProcessor, answer: str) -> None:
     turns = parse_turns(talk("red?", answer, "red red", "red"))
     input_ids, labels = encode_conversation(turns, processor.tokenizer)
-    assert answers_of(input_ids, labels, processor) == [f" {answer.strip()}</s>", " red</s>"]
+    assert answers_of(input_ids, labels, processor) == [f" {answer}</s>", " red</s>"]
 
 
 def test_image_placeholder_is_moved_as_llava_does() -> None:
     assert parse_turns(talk("What is it?\n<image>", "red"))[0].text == "<image>\nWhat is it?"
     assert parse_turns(talk("<image>", "red"))[0].text == "<image>"
+    assert parse_turns(talk(" Is it? ", " no\n"))[1].text == " no\n", "turns without an image stay as they are"
     both = "Is <image> like <image>?"
     assert parse_turns(talk(both, "no"))[0].text == both
 
@@ -150,8 +151,22 @@ def test_long_conversations_are_cut_but_never_through_pictures_or_to_nothing(pro
     assert answers_of(input_ids, labels, processor) == [" red</s>"]
     with pytest.raises(ValueError, match="no answer is left"):
         encode_conversation(TURNS, processor.tokenizer, [64], max_length=first_end - 4)
-    with pytest.raises(ValueError, match="cuts through a picture"):
+    with pytest.raises(ValueError, match="no answer is left"):
         encode_conversation(TURNS, processor.tokenizer, [64], max_length=50)
+
+
+def test_a_cut_inside_a_later_picture_falls_in_front_of_it(processor: LlavaProcessor) -> None:
+    turns = [*TURNS[:2], Turn("user", "<image><image>\nAnd these?"), Turn("assistant", "blue")]
+    whole, _ = encode_conversation(turns, processor.tokenizer, [64, 64, 64])
+    places = [position for position, token in enumerate(whole) if token == processor.image_token_id]
+    second, third = places[64], places[128]
+    assert third == second + 64, "two pictures side by side"
+    for max_length, end in ((second, second), (second + 1, second), (third - 1, second), (third, third)):
+        input_ids, labels = encode_conversation(turns, processor.tokenizer, [64] * 3, max_length=max_length)
+        assert input_ids == whole[:end]
+        assert answers_of(input_ids, labels, processor) == [" red</s>"]
+    for max_length, end in ((third + 63, third), (third + 64, third + 64), (third + 66, third + 66)):
+        assert len(encode_conversation(turns, processor.tokenizer, [64] * 3, max_length=max_length)[0]) == end
 
 
 def test_picture_counts_must_match(processor: LlavaProcessor) -> None:

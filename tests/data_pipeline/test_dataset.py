@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 
 import pytest
@@ -174,7 +174,7 @@ def test_collator_without_pictures_and_its_errors(write_samples: Writer, process
     with pytest.raises(ValueError, match="'middle'"):
         LlavaCollator(processor, padding_side="middle")
     bare = copy(processor)
-    bare.tokenizer = copy(processor.tokenizer)
+    bare.tokenizer = deepcopy(processor.tokenizer)
     bare.tokenizer.pad_token = None
     with pytest.raises(ValueError, match="pad_token"):
         LlavaCollator(bare)

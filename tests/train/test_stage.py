@@ -11,11 +11,12 @@ import torch
 from dynamic_llava import DynamicLlavaForConditionalGeneration, functional
 from dynamic_llava.checkpoints import load_processor
 from dynamic_llava.data.shapes import build_shapes
-from dynamic_llava.train import stage
+from dynamic_llava.train import plan, stage
 from dynamic_llava.train.__main__ import main
 from dynamic_llava.train.arguments import load_config
 
 ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "train" / "shapes.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,51 @@ def test_the_instruct_predictor_takes_its_markers_from_the_tokenizer(shapes, tmp
     for marker in (sparsity.user_marker, sparsity.assistant_marker):
         assert any(ids[i : i + len(marker)] == marker for i in range(len(ids)))
     assert any("instruct_predictor" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_a_dry_run_counts_what_would_learn(shapes, tmp_path, capsys):
+    config = config_of(shapes, tmp_path / "run")
+    assert main(["--config", CONFIG, "--dry-run", *overrides(shapes, tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    model = stage.build_model(config, tokenizer=None)
+    for part in ("decoder", "predictors"):
+        own = [
+            p for n, p in model.named_parameters() if p.requires_grad and ("_predictor." in n) == (part != "decoder")
+        ]
+        assert f"{sum(p.numel() for p in own):,}" in printed
+    assert "optimizer steps 2" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_of_a_sharded_run(shapes, tmp_path):
+    config = config_of(shapes, tmp_path / "run")
+    found = plan.plan(config, samples=100)
+    trained = sum(group["parameters"] for group in found["groups"])
+    assert found["memory_bytes"]["optimizer"] == 8 * trained
+    assert found["memory_bytes"]["weights"] == 4 * (trained + found["frozen_parameters"])
+    config.training.max_steps, config.training.num_train_epochs = -1, 2
+    assert plan.plan(config, samples=100)["steps"] == 50
+
+
+def test_the_gradient_report_equals_two_backward_passes(shapes, tmp_path, monkeypatch):
+    def noise(shape, **_):
+        return torch.full(shape, 0.5) + torch.arange(shape[-1])
+
+    monkeypatch.setattr(functional, "sample_gumbel", noise)
+    config = config_of(shapes, tmp_path / "run", per_device_train_batch_size=8, min_output_length=1)
+    report = {row["predictor"]: row for row in stage.report_gradients(config, 1)}
+    assert set(report) == {"image_predictor", "output_predictor"}
+    for row in report.values():
+        assert row["lm_norm"] > 0
+        assert row["budget_norm"] > 0
+        assert -1 <= row["cosine"] <= 1
+    config.sparsity.budget_weight *= 2
+    again = {row["predictor"]: row for row in stage.report_gradients(config, 1)}
+    for name, row in again.items():
+        assert row["lm_norm"] == pytest.approx(report[name]["lm_norm"], rel=1e-4)
+        assert row["budget_norm"] == pytest.approx(2 * report[name]["budget_norm"], rel=1e-4)
+
+
+def test_batches_of_similar_length(shapes, tmp_path):
+    trainer = stage.train(config_of(shapes, tmp_path / "run", train_sampling_strategy="group_by_length"))
+    assert type(trainer._get_train_sampler()).__name__ == "LengthGroupedSampler"

@@ -1,0 +1,200 @@
+"""What training data holds and what is wrong with it, found before a GPU is rented."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..checkpoints import load_processor
+from .dataset import ConversationDataset, pictures_of, sample_id
+from .mixture import chosen_positions
+from .pictures import StoredPicture
+from .sources import open_parts
+
+PERCENTILES = (50, 90, 95, 99)
+# Looking for files waits for the disk, often one on the network.
+THREADS = 8
+
+
+@dataclass
+class CheckSettings:
+    """The keys of a training configuration that say which samples are trained on, with the training's defaults."""
+
+    base_model: str
+    train_file: str | list[str]
+    image_folder: str | list[str] | None = None
+    max_length: int = 2048
+    require_image: bool = False
+    image_aspect_ratio: str = "pad"
+    seed: int = 42
+
+
+@dataclass
+class Problem:
+    """A kind of finding: how often, and the first ones."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.examples) < 5:
+            self.examples.append(text)
+
+
+# What makes training stop, or with on_bad_sample=skip leave samples out; being cut short does not.
+PROBLEMS = ("malformed", "missing pictures", "unreadable pictures", "no answer left")
+FINDINGS = (*PROBLEMS, "truncated")
+
+
+def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> CheckSettings:
+    """Reads the keys of a training YAML that concern data, with `key=value` on top; other keys of the file are ignored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a mapping, a key that is missing, unknown on the command line, or of another type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no training configuration at {path}; see configs/train/")
+    values = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, got a {type(values).__name__}")
+    known = {item.name: item for item in dataclasses.fields(CheckSettings)}
+    values = {key: value for key, value in values.items() if key in known}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or key not in known:
+            near = difflib.get_close_matches(key, known, n=2, cutoff=0.5) or known
+            raise ValueError(f"cannot read {text!r}; the check knows {', '.join(near)}, each as key=value")
+        values[key] = yaml.safe_load(value)
+    for key in ("base_model", "train_file"):
+        if not values.get(key):
+            raise ValueError(f"{path} has no {key}; add it, or give {key}=...")
+    wanted = {"max_length": int, "seed": int, "require_image": bool, "image_aspect_ratio": str, "base_model": str}
+    for key, kind in wanted.items():
+        if key in values and type(values[key]) is not kind:
+            raise ValueError(f"{key} is {values[key]!r}; give a value of type {kind.__name__}")
+    return CheckSettings(**values)
+
+
+def check_data(settings: CheckSettings, decode: bool = False) -> dict[str, Any]:
+    """Looks at all samples and pictures of a training configuration.
+
+    Args:
+        settings: which data.
+        decode: decode every picture instead of looking at its header and end; slow.
+
+    Returns:
+        `sources` (path, weight, rows, what is in them), `samples_per_epoch`, `lengths` of an epoch in tokens before the
+        cut (min, mean, percentiles, max, and their total after the cut), `max_length`, `tokens_per_picture`, `findings`
+        (`{kind: {"count", "examples"}}` for `FINDINGS`), and `ok`: no finding of the kinds `PROBLEMS`.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `open_dataset`, for what concerns whole files.
+    """
+    processor = load_processor(settings.base_model)
+    parts = open_parts(
+        settings.train_file,
+        settings.image_folder,
+        processor,
+        max_length=settings.max_length,
+        on_bad_sample="skip",
+        image_aspect_ratio="pad" if settings.image_aspect_ratio == "pad" else None,
+        check_files=False,
+        require_image=settings.require_image,
+    )
+    findings = {kind: Problem() for kind in FINDINGS}
+    sources, epoch = [], []
+    tokens = parts[0][0].pictures.tokens_per_picture()
+    for number, (part, weight) in enumerate(parts):
+        for _, reason in part.skipped:
+            findings["malformed"].add(reason)
+        _check_pictures(part, findings, decode)
+        _check_lengths(part, tokens, findings)
+        positions = chosen_positions(len(part), weight, settings.seed + number).numpy()
+        epoch.append(np.asarray(part.full_lengths)[positions])
+        sources.append(
+            {"path": str(part.source), "weight": weight, "samples_per_epoch": len(positions), **_counts(part)}
+        )
+    return {
+        "sources": sources,
+        "samples_per_epoch": sum(map(len, epoch)),
+        "lengths": _statistics(np.concatenate(epoch), settings.max_length),
+        "max_length": settings.max_length,
+        "tokens_per_picture": tokens,
+        "findings": {kind: dataclasses.asdict(problem) for kind, problem in findings.items()},
+        "ok": not any(findings[kind].count for kind in PROBLEMS),
+    }
+
+
+def _counts(part: ConversationDataset) -> dict[str, int]:
+    pictures = [pictures_of(sample) for sample in part.samples]
+    numbers = Counter(min(len(own), 2) for own in pictures)
+    return {
+        "rows": len(part) + len(part.skipped) + part.text_only_left_out,
+        "text_only": numbers[0],
+        "one_picture": numbers[1],
+        "several_pictures": numbers[2],
+        "left_out_text_only": part.text_only_left_out,
+        "malformed": len(part.skipped),
+        "pictures": len({picture for own in pictures for picture in own}),
+    }
+
+
+def _check_pictures(part: ConversationDataset, findings: dict[str, Problem], decode: bool) -> None:
+    first: dict[str | StoredPicture, str] = {}
+    for position, sample in enumerate(part.samples):
+        for picture in pictures_of(sample):
+            first.setdefault(picture, sample_id(sample, position))
+    with ThreadPool(THREADS) as pool:
+        results = pool.imap(partial(_verify, part, decode), first, chunksize=64)
+        for name, result in zip(first.values(), results, strict=True):
+            if result is not None:
+                kind, message = result
+                findings[kind].add(f"{part.source}: sample {name!r}: {message}")
+
+
+def _verify(part: ConversationDataset, decode: bool, picture: str | StoredPicture) -> tuple[str, str] | None:
+    try:
+        part.pictures.verify(picture, decode)
+    except FileNotFoundError as error:
+        return "missing pictures", str(error)
+    except ValueError as error:
+        return "unreadable pictures", str(error)
+    return None
+
+
+def _check_lengths(part: ConversationDataset, tokens: int, findings: dict[str, Problem]) -> None:
+    for position, length in enumerate(part.full_lengths):
+        if length <= part.max_length:
+            continue
+        where = f"{part.source}: sample {sample_id(part.samples[position], position)!r}"
+        findings["truncated"].add(f"{where}: {length} tokens")
+        try:
+            part.encode(position, tokens)
+        except ValueError as error:
+            findings["no answer left"].add(f"{where}: {error}")
+
+
+def _statistics(lengths: np.ndarray, max_length: int) -> dict[str, float]:
+    if not len(lengths):
+        raise ValueError("no sample is left in an epoch; raise the weights")
+    percentiles = dict(zip(PERCENTILES, np.percentile(lengths, PERCENTILES).tolist(), strict=True))
+    return {
+        "min": int(lengths.min()),
+        "mean": float(lengths.mean()),
+        **{f"p{rank}": value for rank, value in percentiles.items()},
+        "max": int(lengths.max()),
+        "total": int(np.minimum(lengths, max_length).sum()),
+    }
