@@ -43,6 +43,8 @@ class DynamicLoadingMixin:
         """
         model, info = _load_quietly(super().from_pretrained, name, None, config=config, state_dict=state_dict, **kwargs)
         _say_new(name, check_keys(name, info["missing_keys"], info["unexpected_keys"]))
+        # What a LoRA adapter notes as its base.
+        model.name_or_path = name
         return model
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:

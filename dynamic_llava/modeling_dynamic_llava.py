@@ -62,6 +62,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         use_cache: bool | None = None,
         labels: Tensor | None = None,
         prompt_length: int | None = None,
+        output_mask: Tensor | None = None,
         options: SparsityOptions | None = None,
         **kwargs,
     ) -> DynamicLlavaModelOutput:
@@ -110,6 +111,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             image=image_mask,
             labels=labels,
             prompt_length=prompt_length,
+            output_mask=output_mask,
         )
         if self.config.sparsity.instruct_predictor and not spans.single_output:
             spans.instruct = instruct_tokens(self.config.sparsity, input_ids, spans, past_key_values, options)
@@ -185,6 +187,7 @@ class DynamicLlavaForConditionalGeneration(
         output_sparsity: bool | None = None,
         output_keep_rate: float | None = None,
         prompt_length: int | None = None,
+        output_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
     ) -> DynamicLlavaOutput:
@@ -209,6 +212,7 @@ class DynamicLlavaForConditionalGeneration(
             output_keep_rate: drive each row's kept fraction of output tokens to this value, in (0, 1], by an online
                 threshold on the keep probability (`functional.steered_keep_mask`); None leaves the learned decisions.
             prompt_length: columns from here on were generated (decoding without a cache).
+            output_mask: `(B, N)` bool, with labels: the output tokens, where they are not the last answer alone.
             num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
 
         Returns:
@@ -249,6 +253,7 @@ class DynamicLlavaForConditionalGeneration(
             use_cache=self.config.text_config.use_cache if use_cache is None else use_cache,
             labels=labels,
             prompt_length=prompt_length,
+            output_mask=output_mask,
             options=options,
             return_dict=True,
             **kwargs,

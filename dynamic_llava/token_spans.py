@@ -128,6 +128,7 @@ def find_spans(
     image: Tensor | None,
     labels: Tensor | None,
     prompt_length: int | None,
+    output_mask: Tensor | None = None,
 ) -> TokenSpans:
     """The spans of a call on `(B, N)` tokens.
 
@@ -137,6 +138,7 @@ def find_spans(
         image: `(B, N)` bool, image tokens; None where there are none.
         labels: `(B, N)` long; the output tokens are then the answers that they end in.
         prompt_length: columns from here on were generated.
+        output_mask: `(B, N)` bool, the output tokens where they are not the last answers alone.
     """
     present = torch.ones(shape, dtype=torch.bool, device=device)
     has_padding = False
@@ -147,7 +149,7 @@ def find_spans(
     if single_output:
         output = present
     elif labels is not None:
-        output = answer_token_mask(labels, present)
+        output = answer_token_mask(labels, present) if output_mask is None else output_mask.bool() & present
     elif prompt_length is not None and prompt_length < shape[1]:
         output = generated_token_mask(shape, prompt_length, device)
     return TokenSpans(

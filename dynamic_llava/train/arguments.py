@@ -82,6 +82,9 @@ class DataArguments:
     )
     max_length: int = field(default=2048, metadata={"help": "Tokens per sample, image tokens included."})
     image_aspect_ratio: str = field(default="pad", metadata={"help": "pad to a square, as LLaVA-1.5, or keep."})
+    output_turns: str = field(
+        default="last", metadata={"help": "Answers whose tokens are judged: last (published code), or all."}
+    )
     require_image: bool = field(default=False, metadata={"help": "Train on samples with an image only."})
     on_bad_sample: str = field(default="error", metadata={"help": "error, or skip and count."})
     shapes: dict[str, Any] | str | None = field(

@@ -22,6 +22,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+# What a checkpoint holds beside the model and its processor.
+_STATE_FILES = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|manifest|latest|zero_to).*"
+)
 _CHUNK = 1 << 22
 # Keys of a configuration that do not change what is computed; a resumed run may have other values.
 FREE_KEYS = frozenset(
@@ -81,6 +85,13 @@ def is_finished(checkpoint: Path) -> bool:
     """Whether a checkpoint is that of the run's last step."""
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
     return state["global_step"] >= state["max_steps"]
+
+
+def copy_model(checkpoint: Path, run: Path) -> None:
+    """The model of a finished run's last checkpoint as the run's own, where it was killed at its very end."""
+    for path in checkpoint.iterdir():
+        if path.is_file() and not _STATE_FILES.match(path.name):
+            shutil.copyfile(path, run / path.name)
 
 
 def remove_unfinished(run: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from .arguments import StageConfig
 from .checkpointing import (
     check_same_config,
     checkpoints,
+    copy_model,
     drop_later_lines,
     is_finished,
     newest_valid,
@@ -61,6 +62,7 @@ def open_data(config: StageConfig, processor) -> ConversationDataset | MixtureDa
         max_length=config.data.max_length,
         on_bad_sample=config.data.on_bad_sample,
         require_image=config.data.require_image,
+        output_turns=config.data.output_turns,
         image_aspect_ratio="pad" if config.data.image_aspect_ratio == "pad" else None,
     )
 
@@ -110,9 +112,10 @@ def train(config: StageConfig) -> StageTrainer:
             config.save(run)
         if found is not None and is_finished(found):
             # Trainer would go one step further.
-            trainer._load_from_checkpoint(str(found))
-        else:
-            trainer.train(resume_from_checkpoint=None if found is None else str(found))
+            if args.should_save:
+                copy_model(found, run)
+            return trainer
+        trainer.train(resume_from_checkpoint=None if found is None else str(found))
         if stop.stopped:
             print(f"Stopped by a signal after step {trainer.state.global_step}; the same command goes on from there.")
             raise SystemExit(0)

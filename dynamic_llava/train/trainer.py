@@ -24,6 +24,11 @@ from .interruption import check_finite
 from .schedules import draw_rate, gumbel_tau, keep_rate
 
 METRICS_FILE = "metrics.jsonl"
+LOGGED = (
+    "lm_loss",
+    *(f"{name}_budget_loss" for name in ("image", "output", "instruct")),
+    *(f"{name}_{count}" for name in ("image", "output") for count in ("kept", "judged")),
+)
 
 
 class StageTrainer(Trainer):
@@ -162,24 +167,33 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log."""
         if "loss" in logs and self._micro_steps:
-            sums = {key: float(value) for key, value in self._sums.items()}
+            sums = self._summed_over_ranks()
             for name in ("image", "output"):
                 judged, kept = sums.pop(f"{name}_judged", 0.0), sums.pop(f"{name}_kept", 0.0)
                 if judged:
                     logs[f"{name}_keep_rate"] = kept / judged
-            logs |= {key: value / self._micro_steps for key, value in sums.items()}
+            ranks = self.accelerator.num_processes
+            logs |= {key: value / (self._micro_steps * ranks) for key, value in sums.items()}
             logs["gumbel_tau"] = self._last_tau
             logs["predictor_learning_rate"] = self.optimizer.param_groups[-1]["lr"]
             self._sums.clear()
             self._micro_steps = 0
         super().log(logs, start_time)
 
+    def _summed_over_ranks(self) -> dict[str, float]:
+        """The sums since the last log; a rank that has judged nothing has no entry for it."""
+        values = [float(self._sums.get(key, 0.0)) for key in LOGGED]
+        total = self.accelerator.reduce(torch.tensor(values, device=self.args.device), reduction="sum").tolist()
+        return {key: value for key, value in zip(LOGGED, total, strict=True) if key in self._sums or value}
+
 
 def _judged(name: str, inputs: dict, config, outputs) -> torch.Tensor:
     """`(B, N)` bool: tokens whose fate the predictor decided in this batch."""
     if name == "image":
         return image_token_mask(inputs["input_ids"], config.image_token_id)
-    answers = answer_token_mask(inputs["labels"], inputs.get("attention_mask"))
+    answers = inputs.get("output_mask")
+    if answers is None:
+        answers = answer_token_mask(inputs["labels"], inputs.get("attention_mask"))
     return answers & (answers.sum(dim=-1, keepdim=True) >= config.sparsity.min_output_length)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration
 from dynamic_llava.train.__main__ import main
@@ -36,8 +39,7 @@ def mixed(shapes, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def run(mixed, shapes, output, *, ranks: int = 2, **values):  # noqa: F811
-    """Losses and gradient norms of a run, from its log."""
+def command_of(mixed, shapes, output, **values) -> list[str]:  # noqa: F811
     values = {
         "base_model": mixed / "base",
         "train_file": mixed / "train.json",
@@ -47,10 +49,20 @@ def run(mixed, shapes, output, *, ranks: int = 2, **values):  # noqa: F811
         **values,
     }
     words = [word for word in overrides(shapes, output, **values) if not word.startswith("use_cpu")]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [sys.executable, *launch, "-m", "tests.train.cpu_rank", "--config", "configs/train/shapes.yaml", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return [sys.executable, *launch, "-m", "tests.train.cpu_rank", "--config", "configs/train/shapes.yaml", *words]
+
+
+def run(mixed, shapes, output, **values):  # noqa: F811
+    """Losses and gradient norms of a run, from its log."""
+    done = subprocess.run(
+        command_of(mixed, shapes, output, **values),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (output / "metrics.jsonl").is_file(), done.stderr[-3000:]
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines if "lm_loss" in line], done
@@ -77,3 +89,37 @@ def test_deepspeed_equals_ddp(mixed, shapes, ddp, tmp_path, stage):  # noqa: F81
     )
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)
+
+
+@pytest.mark.parametrize("stage", [None, "zero2", "zero3"])
+def test_a_killed_run_goes_on_bit_for_bit(mixed, shapes, tmp_path, stage):  # noqa: F811
+    values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
+    if stage is not None:
+        values["deepspeed"] = ROOT / "configs" / "deepspeed" / f"{stage}.json"
+    straight, _ = run(mixed, shapes, tmp_path / "straight", **values)
+    kill_when(
+        tmp_path / "run" / "checkpoint-2" / "manifest.json", command_of(mixed, shapes, tmp_path / "run", **values)
+    )
+    found, _ = run(mixed, shapes, tmp_path / "run", **values)
+    assert len(found) == 5
+    assert found == straight
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "run"))
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+def kill_when(appears, command: list[str]) -> None:
+    """Start a run and kill all of it when a file appears."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.time() + 200
+    while process.poll() is None and not appears.exists():
+        assert time.time() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

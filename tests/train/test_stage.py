@@ -10,6 +10,7 @@ import torch
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration, functional
 from dynamic_llava.checkpoints import load_processor
+from dynamic_llava.data import LlavaCollator
 from dynamic_llava.data.shapes import build_shapes
 from dynamic_llava.train import plan, stage
 from dynamic_llava.train.__main__ import main
@@ -194,3 +195,21 @@ def test_the_gradient_report_equals_two_backward_passes(shapes, tmp_path, monkey
 def test_batches_of_similar_length(shapes, tmp_path):
     trainer = stage.train(config_of(shapes, tmp_path / "run", train_sampling_strategy="group_by_length"))
     assert type(trainer._get_train_sampler()).__name__ == "LengthGroupedSampler"
+
+
+def test_all_answers_are_judged_where_asked_for(shapes, tmp_path):
+    """With `output_turns=all` the output predictor judges every answer of a conversation of several turns."""
+    samples = json.loads((shapes / "train.json").read_text())
+    long = max(samples, key=lambda sample: len(sample["conversations"][1]["value"]))
+    turns = long["conversations"]
+    again = [{**turns[0], "value": turns[0]["value"].replace("<image>", "").strip()}, turns[1]]
+    file = tmp_path / "two.json"
+    file.write_text(json.dumps([{**long, "conversations": turns + again}] * 4))
+    judged = {}
+    for which in ("last", "all"):
+        config = config_of(shapes, tmp_path / which, train_file=file, output_turns=which, min_output_length=1)
+        processor = load_processor(config.model.base_model)
+        batch = LlavaCollator(processor)([stage.open_data(config, processor)[0]])
+        model = stage.build_model(config, processor.tokenizer).train()
+        judged[which] = model(**batch).output_keep_logits.shape[1]
+    assert judged["all"] == 2 * judged["last"]
