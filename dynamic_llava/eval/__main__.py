@@ -1,8 +1,12 @@
-"""`python -m dynamic_llava.eval --model RUN --tasks shapes_vqa,shapes_describe`."""
+"""Evaluate a model: `python -m dynamic_llava.eval --model RUN --tasks vqav2,gqa,mmbench`.
+
+`python -m dynamic_llava.eval compare RUN...` sets evaluations side by side with the paper's figures.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +14,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from .config_file import apply_config
+from .names import SHORT_NAMES, judge_key, resolve_names
+
+COMPARE = "compare"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.eval", description=__doc__)
-    parser.add_argument("--model", required=True, help="folder or hub name: a Dynamic-LLaVA run, or a dense LLaVA")
-    parser.add_argument("--tasks", required=True, help="comma-separated lmms-eval task names")
+    parser = argparse.ArgumentParser(
+        prog="python -m dynamic_llava.eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", help="YAML with defaults of these options, such as configs/eval/paper.yaml")
+    parser.add_argument("--model", help="folder or hub name: a Dynamic-LLaVA run, or a dense LLaVA")
+    parser.add_argument("--tasks", help=f"comma-separated: {', '.join(SHORT_NAMES)}, or any lmms-eval task")
     parser.add_argument("--image-keep-rate", type=float, help="fraction of image tokens kept, in (0, 1]")
     parser.add_argument("--no-output-sparsity", action="store_true", help="keep all output tokens")
     parser.add_argument("--image-selector", default="predictor", help="predictor or random")
@@ -26,10 +38,27 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--device", help="torch device; default: the GPU where there is one")
     parser.add_argument("--seed", type=int, default=0, help="seed of random selectors")
-    parser.add_argument("--data-root", help="folder of the shapes data (default data/shapes)")
+    parser.add_argument("--data-root", help="documents made by eval/prepare_data.py; also the shapes (data/shapes)")
+    parser.add_argument("--textvqa-ocr", action="store_true", help="OCR tokens in TextVQA's prompts, as in the papers")
     parser.add_argument("--tasks-dir", help="folder of task YAML (default eval/tasks of the repository)")
     parser.add_argument("--output", help="folder for results.json and samples (default MODEL/eval)")
+    parser.add_argument("--resume", action="store_true", help="take over the answers in OUTPUT/responses.jsonl")
     return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options from the command line over those of `--config`; `ValueError` where the model or the tasks are missing."""
+    parser = build_parser()
+    config = parser.parse_args(arguments).config
+    if config:
+        apply_config(parser, Path(config))
+    args = parser.parse_args(arguments)
+    for name in ("model", "tasks"):
+        if not getattr(args, name):
+            raise ValueError(f"--{name} is missing; pass it, or name a file with it as --config.")
+    if args.output is None and not Path(args.model).is_dir():
+        raise ValueError(f"{args.model} is no folder here to write results into; pass --output.")
+    return args
 
 
 def results_table(evaluation) -> Table:
@@ -49,11 +78,16 @@ def results_table(evaluation) -> Table:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
-    args = build_parser().parse_args(arguments)
+    args = parse(arguments)
+    names = [name.strip() for name in args.tasks.split(",") if name.strip()]
+    tasks, notices = resolve_names(names, judge_key() is not None)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for notice in notices if rank == 0 else ():
+        print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.
     from .loading import SparsitySettings, load_model
-    from .runner import EvaluationOptions, check_data, evaluate_tasks, shapes_root_at, write_evaluation
-    from .tasks import task_manager_for
+    from .responses import ResponseStore, checkpoint_fingerprint
+    from .runner import EvaluationOptions, check_tasks, evaluate_tasks, shapes_root_at, write_evaluation
 
     settings = SparsitySettings(
         args.image_keep_rate,
@@ -62,24 +96,46 @@ def run(arguments: Sequence[str] | None = None) -> None:
         args.output_selector,
         args.output_keep_rate,
     )
-    if args.output is None and not Path(args.model).is_dir():
-        raise ValueError(f"{args.model} is no folder here to write results into; pass --output.")
-    tasks = tuple(name.strip() for name in args.tasks.split(",") if name.strip())
-    options = EvaluationOptions(tasks, args.batch_size, args.limit, args.seed, args.tasks_dir)
+    options = EvaluationOptions(
+        tasks, args.batch_size, args.limit, args.seed, args.tasks_dir, args.data_root, args.textvqa_ocr
+    )
+    output = Path(args.output or f"{args.model}/eval")
     with shapes_root_at(args.data_root):
-        task_manager_for(tasks, args.tasks_dir)
-        check_data(tasks)
-        evaluation = evaluate_tasks(load_model(args.model, args.dtype, args.device), settings, options)
-    path = write_evaluation(evaluation, args.output or f"{args.model}/eval")
+        manager = check_tasks(options)
+        store = ResponseStore(output, checkpoint_fingerprint(args.model), args.resume, rank, world_size)
+        if len(store):
+            print(f"{len(store)} answers of an earlier run are taken over.", file=sys.stderr)
+        device = args.device or default_device(world_size)
+        evaluation = evaluate_tasks(
+            load_model(args.model, args.dtype, device), settings, options, manager, output, store
+        )
+    if evaluation is None:
+        return
+    path = write_evaluation(evaluation, output)
     console = Console()
     console.print(results_table(evaluation))
     console.print(f"Results: {path}")
 
 
+def default_device(world_size: int) -> str | None:
+    """Each process's own GPU where several run, else what `load_model` takes."""
+    import torch
+
+    if world_size > 1 and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 with one line on what is wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(arguments)
+        if arguments[:1] == [COMPARE]:
+            from .compare import run as compare
+
+            compare(arguments[1:])
+        else:
+            run(arguments)
     except (ValueError, FileNotFoundError, NotImplementedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

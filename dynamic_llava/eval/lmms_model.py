@@ -7,23 +7,21 @@ where a task sets none, which must not cut long answers; some tasks set no `max_
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from PIL import Image
 from tqdm import tqdm
 
-from ..chat_template import IMAGE_TOKEN
 from ..decisions import PREDICTOR
 from .loading import LoadedModel, SparsitySettings, load_model
-
-DEFAULT_MAX_NEW_TOKENS = 1024
-PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", "min_new_tokens")
-PASSED_ON_SAMPLING = ("temperature", "top_p", "top_k")
+from .prompts import cut_at_stops, encode_prompts, generation_arguments, stop_strings
+from .responses import ResponseStore, response_key
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,28 @@ class RequestRecord:
     output_tokens: int
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The text of one answer and what it cost."""
+
+    text: str
+    record: RequestRecord
+
+    def stored(self) -> dict[str, Any]:
+        """As it is kept by `ResponseStore`."""
+        return {"text": self.text, "record": asdict(self.record)}
+
+    @classmethod
+    def from_stored(cls, row: dict[str, Any]) -> Answer:
+        """From what `stored` gave."""
+        return cls(row["text"], RequestRecord(**row["record"]))
+
+    def result(self) -> GenerationResult:
+        """As lmms-eval takes it."""
+        counts = TokenCounts(input_tokens=self.record.prompt_tokens, output_tokens=self.record.output_tokens)
+        return GenerationResult(self.text, counts)
+
+
 class DynamicLlava(lmms):
     """Dynamic-LLaVA, or a stock dense LLaVA as the baseline, behind lmms-eval's interface.
 
@@ -46,6 +66,9 @@ class DynamicLlava(lmms):
         batch_size: prompts per `generate` call.
         max_batch_size: taken because lmms-eval passes it; the batch size is not searched.
         device, dtype: see `load_model`.
+        store: where answers are kept as they come; those that it has are not generated again.
+        seed: with a store, of the random selectors and of sampling, batch by batch: a batch is the same in a run that
+            was cut off and in one that was not.
     """
 
     def __init__(
@@ -60,8 +83,17 @@ class DynamicLlava(lmms):
         max_batch_size: int | None = None,
         device: str | None = None,
         dtype: str = "auto",
+        store: ResponseStore | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # lmms-eval gathers the results of all ranks through this attribute.
+            from accelerate import Accelerator
+
+            self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+            device = device or str(self.accelerator.device)
         self.batch_size = _parse_batch_size(batch_size)
         self.settings = SparsitySettings(
             image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate
@@ -69,6 +101,8 @@ class DynamicLlava(lmms):
         self.loaded = pretrained if isinstance(pretrained, LoadedModel) else load_model(pretrained, dtype, device)
         self._call_kwargs = self.loaded.call_kwargs(self.settings)
         self.records: list[RequestRecord] = []
+        self.store = store
+        self.seed = seed
 
     @property
     def device(self) -> torch.device:
@@ -79,13 +113,45 @@ class DynamicLlava(lmms):
         """Answer every request, in the order given."""
         keys = [(r.args[4], r.args[5], json.dumps(r.args[1], sort_keys=True, default=str)) for r in requests]
         batches = plan_batches(keys, [len(r.args[0]) for r in requests], self.batch_size)
-        results: dict[int, GenerationResult] = {}
+        stored_under = self._response_keys(requests) if self.store is not None else []
+        answers: dict[int, Answer] = {}
         with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
             for indices in batches:
-                answers = self._answer([requests[i] for i in indices])
-                results.update(zip(indices, answers, strict=True))
+                batch = [requests[i] for i in indices]
+                batch_keys = [stored_under[i] for i in indices] if self.store is not None else []
+                found = self._stored_answers(batch, batch_keys) if self.store is not None else self._answer(batch)
+                answers.update(zip(indices, found, strict=True))
+                self.records += [answer.record for answer in found]
                 bar.update(len(indices))
-        return [results[i] for i in range(len(requests))]
+        return [answers[i].result() for i in range(len(requests))]
+
+    def gathered_records(self) -> list[RequestRecord]:
+        """The records of all ranks, on the first one; requests that lmms-eval repeats to even out ranks count once."""
+        if self.world_size == 1:
+            return self.records
+        parts = [None] * self.world_size if self.rank == 0 else None
+        torch.distributed.gather_object(list(dict.fromkeys(self.records)), parts)
+        return [record for part in parts or [] for record in part]
+
+    def _response_keys(self, requests: Sequence[Instance]) -> list[str]:
+        """One key per request; a request that is repeated counts up."""
+        seen: Counter[str] = Counter()
+        keys = []
+        for prompt, gen_kwargs, _, doc_id, task, split in (request.args for request in requests):
+            key = response_key(task, split, doc_id, prompt, gen_kwargs, asdict(self.settings), self.seed)
+            keys.append(key if not seen[key] else f"{key}-{seen[key]}")
+            seen[key] += 1
+        return keys
+
+    def _stored_answers(self, batch: Sequence[Instance], keys: Sequence[str]) -> list[Answer]:
+        """The answers of one batch, from the store where it has all of them, else generated and stored."""
+        known = self.store.get(keys)
+        if known is not None:
+            return [Answer.from_stored(row) for row in known]
+        torch.manual_seed(int(keys[0][:15], 16) + self.seed)
+        answers = self._answer(batch)
+        self.store.add(keys, [answer.stored() for answer in answers])
+        return answers
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not offered."""
@@ -98,7 +164,7 @@ class DynamicLlava(lmms):
             "or dynamic_llava.eval.perplexity to score answers."
         )
 
-    def _answer(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+    def _answer(self, requests: Sequence[Instance]) -> list[Answer]:
         """One `generate` call; all requests share task, split and generation arguments."""
         _, gen_kwargs, _, _, task, split = requests[0].args
         docs = [self.task_dict[task][split][r.args[3]] for r in requests]
@@ -115,14 +181,11 @@ class DynamicLlava(lmms):
         image_tokens = (inputs["input_ids"] == self.loaded.model.config.image_token_id).sum(dim=1).tolist()
         prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         output_tokens = (answers != tokenizer.pad_token_id).sum(dim=1).tolist()
-        self.records += [
+        records = [
             RequestRecord(task, r.args[3], prompt, image, output)
             for r, prompt, image, output in zip(requests, prompt_tokens, image_tokens, output_tokens, strict=True)
         ]
-        return [
-            GenerationResult(cut_at_stops(text, stops), TokenCounts(input_tokens=prompt, output_tokens=output))
-            for text, prompt, output in zip(texts, prompt_tokens, output_tokens, strict=True)
-        ]
+        return [Answer(cut_at_stops(text, stops), record) for text, record in zip(texts, records, strict=True)]
 
 
 def plan_batches(keys: Sequence[Hashable], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -135,62 +198,6 @@ def plan_batches(keys: Sequence[Hashable], lengths: Sequence[int], batch_size: i
         members.sort(key=lambda i: (-lengths[i], i))
         batches += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
     return batches
-
-
-def encode_prompts(processor: Any, contexts: Sequence[str], visuals: Sequence[Sequence[Image.Image]]) -> Any:
-    """Chat prompts of one user turn each, padded on the left, as the processor's batch.
-
-    Raises:
-        ValueError: a context names another number of images than it has.
-    """
-    texts = []
-    for context, images in zip(contexts, visuals, strict=True):
-        message = [{"role": "user", "content": _user_content(context, len(images))}]
-        texts.append(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    flat = [image.convert("RGB") for images in visuals for image in images]
-    bos = processor.tokenizer.bos_token
-    return processor(
-        images=flat or None,
-        text=texts,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=not (bos and texts[0].startswith(bos)),
-        return_tensors="pt",
-    )
-
-
-def _user_content(context: str, num_images: int) -> list[dict[str, str]]:
-    """Images first, as LLaVA was trained, unless the text places several of them itself."""
-    pieces = context.split(IMAGE_TOKEN)
-    if len(pieces) - 1 not in (0, num_images):
-        raise ValueError(f"The prompt {context!r} has {len(pieces) - 1} {IMAGE_TOKEN} for {num_images} images.")
-    if len(pieces) <= 2:
-        return [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": "".join(pieces).strip()}]
-    content = [{"type": "text", "text": pieces[0]}]
-    for piece in pieces[1:]:
-        content += [{"type": "image"}, {"type": "text", "text": piece}]
-    return [part for part in content if part.get("text") != ""]
-
-
-def generation_arguments(gen_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """lmms-eval's generation arguments as those of `generate`; greedy unless a temperature above 0 is asked for."""
-    sample = bool(gen_kwargs.get("do_sample", True)) and float(gen_kwargs.get("temperature") or 0) > 0
-    names = PASSED_ON + (PASSED_ON_SAMPLING if sample else ())
-    passed = {name: gen_kwargs[name] for name in names if gen_kwargs.get(name) is not None}
-    return {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, **passed, "do_sample": sample}
-
-
-def stop_strings(until: str | Sequence[str] | None) -> list[str]:
-    """The strings that end an answer. Blank ones are dropped: lmms-eval fills in a blank line where a task has none."""
-    stops = [until] if isinstance(until, str) else list(until or [])
-    return [stop for stop in stops if stop.strip()]
-
-
-def cut_at_stops(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of `stops`, without outer white space."""
-    for stop in stops:
-        text = text.split(stop, 1)[0]
-    return text.strip()
 
 
 def _parse_batch_size(batch_size: int | str) -> int:

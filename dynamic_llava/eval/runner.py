@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -11,14 +12,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lmms_eval.api.model import lmms
+from tenacity import RetryError
+
 from .lmms_model import DynamicLlava
 from .loading import LoadedModel, SparsitySettings
+from .local.prepare import local_files, require_ocr_tokens
 from .perplexity import score_answers
+from .responses import ResponseStore
 from .shapes_task import ROOT_VARIABLE, require_shapes, shapes_root
-from .tasks import task_manager_for
+from .tasks import BenchmarkTasks, check_hub_access, leaf_tasks, task_manager_for
 
 # The split whose answers are scored beside each task.
 PERPLEXITY_FILES = {"shapes_describe": "test_describe.json"}
+# The one task whose prompt LLaVA's papers write otherwise than lmms-eval.
+OCR_TASK = "textvqa_val"
 SHAPES_FILES = {"shapes_vqa": "test_vqa.json", **PERPLEXITY_FILES}
 
 
@@ -32,6 +40,8 @@ class EvaluationOptions:
         limit: documents per task; None means all.
         seed: of the random selectors; the same seed and batch size repeat an evaluation.
         tasks_dir: folder of task YAML, see `task_manager_for`.
+        data_root: folder of prepared documents that stock tasks read in place of the hub, see `local_files`.
+        textvqa_ocr: give TextVQA's prompts the OCR tokens, as LLaVA does.
     """
 
     tasks: tuple[str, ...]
@@ -39,11 +49,16 @@ class EvaluationOptions:
     limit: int | None = None
     seed: int = 0
     tasks_dir: str | None = None
+    data_root: str | None = None
+    textvqa_ocr: bool = False
 
 
 @dataclass
 class Evaluation:
-    """Results with the settings that made them. `metrics` maps task -> metric -> value, `samples` task -> documents."""
+    """Results with the settings that made them. `metrics` maps task -> metric -> value, `samples` task -> documents.
+
+    `dense` tells the baseline, a stock LLaVA, from a model that drops tokens.
+    """
 
     model: str
     settings: SparsitySettings
@@ -52,11 +67,13 @@ class Evaluation:
     lmms_eval_version: str
     samples: dict[str, list[dict[str, Any]]] = field(repr=False)
     records: list[dict[str, Any]] = field(repr=False)
+    dense: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, ready for JSON."""
         return {
             "model": self.model,
+            "dense": self.dense,
             "settings": asdict(self.settings),
             "options": asdict(self.options),
             "metrics": self.metrics,
@@ -85,24 +102,77 @@ def check_data(tasks: Sequence[str]) -> None:
             require_shapes(shapes_root(), SHAPES_FILES[task])
 
 
-def evaluate_tasks(loaded: LoadedModel, settings: SparsitySettings, options: EvaluationOptions) -> Evaluation:
-    """Run lmms-eval on `options.tasks`, and score the descriptions where `shapes_describe` is among them."""
+def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
+    """The task manager of an evaluation, after everything that can be checked without a model.
+
+    Raises:
+        FileNotFoundError: a file of documents, or an image, is missing.
+        ValueError: an unknown task, an incomplete document, half a pair of questions, or no hub token where one is
+            needed.
+    """
+    overrides = {OCR_TASK: {"ocr": True}} if options.textvqa_ocr else {}
+    manager = task_manager_for(options.tasks, options.tasks_dir, overrides=overrides)
+    check_data(options.tasks)
+    leaves = [leaf for task in options.tasks for leaf in leaf_tasks(manager, task)]
+    if "mme" in leaves and (options.limit or 0) % 2:
+        raise ValueError(f"MME scores pairs of questions; --limit must be even, got {options.limit}.")
+    manager.local = local_files(options.data_root, leaves)
+    if options.textvqa_ocr and OCR_TASK in manager.local:
+        require_ocr_tokens(manager.local[OCR_TASK])
+    check_hub_access(manager, options.tasks)
+    return manager
+
+
+def run_lmms(lm: lmms, manager: BenchmarkTasks, options: EvaluationOptions, output: Path | None) -> dict[str, Any]:
+    """lmms-eval's results of `lm`; submission files go to `output/submissions`. Empty on ranks other than the first."""
     from lmms_eval.evaluator import simple_evaluate
 
-    manager = task_manager_for(options.tasks, options.tasks_dir)
-    check_data(options.tasks)
-    lm = DynamicLlava(loaded, **asdict(settings), batch_size=options.batch_size)
-    output = simple_evaluate(
-        model=lm,
-        tasks=list(options.tasks),
-        task_manager=manager,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        bootstrap_iters=0,
-        torch_random_seed=options.seed,
-    )
-    results = output["results"]
-    metrics = {task: numeric_metrics(results[task]) for task in sorted(results, key=_order(options.tasks))}
+    # Some tasks write files beside their scores and ask for the command line's output folder.
+    submissions = argparse.Namespace(output_path=str(output), process_with_media=False) if output else None
+    try:
+        results = simple_evaluate(
+            model=lm,
+            tasks=list(options.tasks),
+            task_manager=manager,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            bootstrap_iters=0,
+            torch_random_seed=options.seed,
+            cli_args=submissions,
+        )
+    except RetryError as error:
+        # lmms-eval tries reading and scoring several times and then hides what went wrong.
+        cause = error.last_attempt.exception()
+        raise ValueError(f"lmms-eval could not read or score {', '.join(options.tasks)}: {cause!r}") from cause
+    return results or {}
+
+
+def evaluate_tasks(
+    loaded: LoadedModel,
+    settings: SparsitySettings,
+    options: EvaluationOptions,
+    manager: BenchmarkTasks | None = None,
+    output: Path | None = None,
+    store: ResponseStore | None = None,
+) -> Evaluation | None:
+    """Run lmms-eval on `options.tasks`, and score the descriptions where `shapes_describe` is among them.
+
+    Args:
+        loaded, settings, options: what is evaluated and how.
+        manager: what `check_tasks` gave; None checks now.
+        output: folder for the submission files of tasks that write some.
+        store: answers that are there already are not generated again.
+
+    Returns:
+        The evaluation; None on ranks other than the first.
+    """
+    manager = manager or check_tasks(options)
+    lm = DynamicLlava(loaded, **asdict(settings), batch_size=options.batch_size, store=store, seed=options.seed)
+    results = run_lmms(lm, manager, options, output)
+    records = lm.gathered_records()
+    if lm.rank != 0:
+        return None
+    metrics = task_metrics(results, options.tasks)
     for task in options.tasks:
         if task in PERPLEXITY_FILES:
             scores = score_answers(
@@ -121,9 +191,16 @@ def evaluate_tasks(loaded: LoadedModel, settings: SparsitySettings, options: Eva
         options,
         metrics,
         version("lmms_eval"),
-        output["samples"],
-        [asdict(record) for record in lm.records],
+        results["samples"],
+        [asdict(record) for record in records],
+        loaded.is_dense,
     )
+
+
+def task_metrics(results: dict[str, Any], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Task -> metric -> value of lmms-eval's results, in the order asked for."""
+    found = results["results"]
+    return {task: numeric_metrics(found[task]) for task in sorted(found, key=_order(tasks))}
 
 
 def _order(tasks: Sequence[str]) -> Callable[[str], int]:

@@ -3,25 +3,80 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # Before lmms_eval.tasks: it sets the log level, and the index would otherwise print hundreds of debug lines.
-import lmms_eval.models  # noqa: F401
+import lmms_eval.models
+import lmms_eval.tasks
 from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import load_yaml_config
 
 import dynamic_llava
 
+from .local.task import MODEL_NAME, local_config
+from .mmbench_static import aggregate_cn_static
+from .names import SHORT_NAMES, STATIC_SCORERS, stock_folders
+
 DEFAULT_TASKS_DIR = Path(dynamic_llava.__file__).resolve().parent.parent / "eval" / "tasks"
-MODEL_NAME = "dynamic_llava"
+STOCK_TASKS_DIR = Path(lmms_eval.tasks.__file__).parent
+CN_JUDGED = "mmbench_cn_dev"
+CN_STATIC = STATIC_SCORERS[CN_JUDGED]
 
 
-def task_manager_for(names: Sequence[str], tasks_dir: str | Path | None = None) -> TaskManager:
+class BenchmarkTasks(TaskManager):
+    """lmms-eval's task manager with our additions.
+
+    Changes from `TaskManager`:
+        - a task named in `local` reads that file of JSON lines in place of its dataset.
+        - `mmbench_cn_dev_static` is `mmbench_cn_dev` with the static scorer, which lmms-eval has for English only.
+        - `overrides` replaces entries of `lmms_eval_specific_kwargs` (the prompt's parts) of single tasks.
+    """
+
+    def __init__(
+        self,
+        include_path: list[str],
+        include_defaults: bool,
+        local: Mapping[str, Path] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.local = dict(local or {})
+        self.overrides = dict(overrides or {})
+        super().__init__(include_path=include_path, include_defaults=include_defaults, model_name=MODEL_NAME)
+
+    def initialize_tasks(self, include_path: list[str] | None = None, include_defaults: bool = True) -> dict[str, Any]:
+        """The index, with the static scorer for Chinese where its judged form is known."""
+        index = super().initialize_tasks(include_path, include_defaults)
+        if CN_JUDGED in index:
+            index[CN_STATIC] = dict(index[CN_JUDGED])
+        return index
+
+    def _get_config(self, name: str) -> dict[str, Any]:
+        config = super()._get_config(name)
+        if name == CN_STATIC:
+            metric = {"metric": "gpt_eval_score", "aggregation": aggregate_cn_static, "higher_is_better": True}
+            config = {**config, "task": CN_STATIC, "metric_list": [metric, *config["metric_list"][1:]]}
+        if name in self.overrides:
+            prompt = config.get("lmms_eval_specific_kwargs") or {}
+            default = {**prompt.get("default", {}), **self.overrides[name]}
+            config = {**config, "lmms_eval_specific_kwargs": {**prompt, "default": default}}
+        return local_config(config, self.local[name]) if name in self.local else config
+
+
+def task_manager_for(
+    names: Sequence[str],
+    tasks_dir: str | Path | None = None,
+    local: Mapping[str, Path] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> BenchmarkTasks:
     """A task manager that knows all of `names`; indexing lmms-eval's own 2,000 tasks only where needed.
 
     Args:
         names: task, group or tag names.
         tasks_dir: folder of our task YAML; None means `eval/tasks` beside the package.
+        local, overrides: see `BenchmarkTasks`.
 
     Raises:
         FileNotFoundError: the folder holds no task files.
@@ -32,13 +87,45 @@ def task_manager_for(names: Sequence[str], tasks_dir: str | Path | None = None) 
         raise FileNotFoundError(f"No task files in {folder}; pass --tasks-dir with the repository's eval/tasks folder.")
     if not names:
         raise ValueError("No task given; pass for example --tasks shapes_vqa,shapes_describe.")
-    manager = TaskManager(include_path=str(folder), include_defaults=False, model_name=MODEL_NAME)
-    if all(name in manager.task_index for name in names):
+    manager = BenchmarkTasks([str(folder)], False, local, overrides)
+    missing = [name for name in names if name not in manager.task_index]
+    if not missing:
         return manager
-    manager = TaskManager(include_path=str(folder), model_name=MODEL_NAME)
+    folders = stock_folders(missing)
+    stock = [] if folders is None else [str(STOCK_TASKS_DIR / name) for name in folders]
+    manager = BenchmarkTasks([str(folder), *stock], not stock, local, overrides)
     for name in names:
         if name not in manager.task_index:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=4, cutoff=0.5)
+            near = difflib.get_close_matches(name, [*SHORT_NAMES, *manager.all_tasks], n=4, cutoff=0.5)
+            near = list(dict.fromkeys(near))
             offer = f"did you mean {', '.join(near)}?" if near else "`python -m lmms_eval --tasks list` shows all."
             raise ValueError(f"Unknown task {name!r}: {offer}")
     return manager
+
+
+def leaf_tasks(manager: TaskManager, name: str) -> Iterator[str]:
+    """The single tasks behind a task, group or tag."""
+    entry = manager.task_index[name]
+    if entry["type"] in ("task", "python_task"):
+        yield name
+        return
+    members = entry["task"] if entry["type"] == "tag" else load_yaml_config(entry["yaml_path"], mode="simple")["task"]
+    for member in members:
+        yield from leaf_tasks(manager, member if isinstance(member, str) else member["task"])
+
+
+def check_hub_access(manager: BenchmarkTasks, names: Sequence[str]) -> None:
+    """`ValueError` where a dataset is fetched with a hub token and there is none, before a model is loaded."""
+    from huggingface_hub import get_token
+
+    if get_token() or any(os.environ.get(name) == "1" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
+        return
+    for task in (leaf for name in names for leaf in leaf_tasks(manager, name) if leaf not in manager.local):
+        entry = manager.task_index[task]
+        if entry["type"] == "task":
+            kwargs = load_yaml_config(entry["yaml_path"], mode="simple").get("dataset_kwargs") or {}
+            if kwargs.get("token") is True:
+                raise ValueError(
+                    f"lmms-eval fetches {task} with a token of the Hugging Face hub and there is none; run `hf auth "
+                    "login` or set HF_TOKEN, or evaluate local files (--data-root, see eval/prepare_data.py)."
+                )

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..token_spans import IGNORE_INDEX, image_token_mask
-from .lmms_model import encode_prompts
 from .loading import LoadedModel, SparsitySettings
+from .prompts import encode_prompts
 
 PAPER = (255, 255, 255)
 INK = (28, 32, 36)

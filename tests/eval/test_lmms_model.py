@@ -6,16 +6,15 @@ from lmms_eval.models import get_model
 from PIL import Image
 
 from dynamic_llava.data.conversation import encode_conversation, parse_turns
-from dynamic_llava.eval.lmms_model import (
+from dynamic_llava.eval.lmms_model import DynamicLlava, plan_batches
+from dynamic_llava.eval.loading import SparsitySettings
+from dynamic_llava.eval.prompts import (
     DEFAULT_MAX_NEW_TOKENS,
-    DynamicLlava,
     cut_at_stops,
     encode_prompts,
     generation_arguments,
-    plan_batches,
     stop_strings,
 )
-from dynamic_llava.eval.loading import SparsitySettings
 from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks, shapes_root_at
 from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 

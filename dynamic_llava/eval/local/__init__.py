@@ -1,0 +1,1 @@
+"""Benchmarks from local files: official downloads become JSON lines, which stock lmms-eval tasks read."""

@@ -1,0 +1,34 @@
+"""Two processes share the documents and give what one gives."""
+
+import json
+import os
+import subprocess
+import sys
+
+from dynamic_llava.eval.__main__ import main
+
+
+def rows(folder, name: str) -> list[dict]:
+    return sorted(
+        (json.loads(line) for line in (folder / name).read_text().splitlines()), key=lambda row: row["doc_id"]
+    )
+
+
+def test_two_ranks_equal_one(run_folder, shapes_folder, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    # Seven documents: lmms-eval evens out the ranks with a repeated request, which must not count.
+    arguments = ["--model", str(run_folder), "--tasks", "shapes_vqa", "--data-root", str(shapes_folder), "--limit", "7"]
+    assert main([*arguments, "--output", str(one), "--batch-size", "1"]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "dynamic_llava.eval", *arguments, "--output", str(two), "--batch-size", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Results:") == 1
+    metrics = [json.loads((folder / "results.json").read_text())["metrics"] for folder in (one, two)]
+    assert metrics[0] == metrics[1]
+    assert rows(one, "requests.jsonl") == rows(two, "requests.jsonl")
+    answers = [[row["resps"] for row in rows(folder, "samples_shapes_vqa.jsonl")] for folder in (one, two)]
+    assert len(answers[0]) == 7
+    assert answers[0] == answers[1]
+    assert sorted(path.name for path in two.glob("responses*")) == ["responses-0.jsonl", "responses-1.jsonl"]
