@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from transformers import LlavaProcessor
 
 # What Pillow raises for files that are not pictures, are cut short, or are too large to be meant.
@@ -75,7 +76,7 @@ class PictureReader:
         """
         name, source = self._source(picture)
         try:
-            with Image.open(source) as image:
+            with _whole_files_only(), Image.open(source) as image:
                 image = image.convert("RGB")
         except UNREADABLE as error:
             raise ValueError(_unreadable(name, error)) from error
@@ -92,7 +93,7 @@ class PictureReader:
         """
         name, source = self._source(picture)
         try:
-            with Image.open(source) as image:
+            with _whole_files_only(), Image.open(source) as image:
                 # A JPEG without its end marker may still be whole: only decoding tells.
                 if decode or (image.format == "JPEG" and not _has_jpeg_end(source)):
                     image.load()
@@ -149,6 +150,16 @@ class PictureReader:
         square = Image.new("RGB", (side, side), colour)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Pillow's setting for pictures that are cut short as it comes; other libraries switch it for the whole process."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _has_jpeg_end(source: Path | BytesIO) -> bool:

@@ -82,6 +82,9 @@ class DataArguments:
     )
     max_length: int = field(default=2048, metadata={"help": "Tokens per sample, image tokens included."})
     image_aspect_ratio: str = field(default="pad", metadata={"help": "pad to a square, as LLaVA-1.5, or keep."})
+    eval_file: list[str] | None = field(
+        default=None, metadata={"help": "Held-out data, as train_file; scored as eval_strategy and eval_steps say."}
+    )
     output_turns: str = field(
         default="last", metadata={"help": "Answers whose tokens are judged: last (published code), or all."}
     )
@@ -119,6 +122,12 @@ class StageArguments(TrainingArguments):
     output_keep_rates: list[float] | None = field(
         default=None, metadata={"help": "Elastic: two rates, between which one is drawn for each step."}
     )
+    peak_tflops: float | None = field(
+        default=None, metadata={"help": "Of one device in the compute dtype; logs the model FLOPs utilisation (mfu)."}
+    )
+    picture_steps: int | None = field(
+        default=None, metadata={"help": "Draw the kept patches of a few samples every so many steps."}
+    )
     restart: bool = field(default=False, metadata={"help": "Begin anew although output_dir has checkpoints."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
 
@@ -127,6 +136,8 @@ class StageArguments(TrainingArguments):
         for name in ("gumbel_tau_start", "gumbel_tau_end", "predictor_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if self.picture_steps is not None and self.picture_steps < 1:
+            raise ValueError(f"picture_steps must be at least 1, got {self.picture_steps}.")
         if self.keep_rate_schedule not in KEEP_RATE_SCHEDULES:
             raise ValueError(
                 f"keep_rate_schedule must be one of {', '.join(KEEP_RATE_SCHEDULES)}, got {self.keep_rate_schedule!r}."

@@ -30,6 +30,7 @@ from .checkpointing import (
 from .gradients import gradient_report
 from .interruption import StopOnSignal
 from .lora import add_adapters, quantization
+from .monitoring import KeptPatches
 from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 
 
@@ -52,10 +53,10 @@ def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> nn.M
     return model
 
 
-def open_data(config: StageConfig, processor) -> ConversationDataset | MixtureDataset:
-    """The training data of a stage."""
+def open_data(config: StageConfig, processor, files: list[str] | None = None) -> ConversationDataset | MixtureDataset:
+    """The training data of a stage, or with `files` other data under the same settings."""
     return open_dataset(
-        config.data.train_file,
+        files or config.data.train_file,
         config.data.image_folder,
         processor,
         seed=config.training.seed,
@@ -96,13 +97,18 @@ def train(config: StageConfig) -> StageTrainer:
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
     run = Path(args.output_dir)
     stop = StopOnSignal()
+    pictures = []
+    if args.picture_steps:
+        source = (config.data.eval_file or config.data.train_file)[0]
+        pictures = [KeptPatches.from_file(source, config.data.image_folder[0], processor, args.picture_steps)]
     trainer = StageTrainer(
         model=build_model(config, processor.tokenizer),
         args=args,
         train_dataset=dataset,
+        eval_dataset=open_data(config, processor, config.data.eval_file) if config.data.eval_file else None,
         data_collator=WithIds(LlavaCollator(processor)),
         processing_class=processor,
-        callbacks=[MetricsFile(), stop],
+        callbacks=[MetricsFile(), stop, *pictures],
         run_config=config.values,
     )
     with run_lock(run) if args.should_save else nullcontext():

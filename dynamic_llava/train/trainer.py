@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -21,12 +22,14 @@ from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..token_spans import answer_token_mask, image_token_mask
 from .checkpointing import rotate, write_manifest
 from .interruption import check_finite
+from .monitoring import Meter, group_norms
 from .schedules import draw_rate, gumbel_tau, keep_rate
 
 METRICS_FILE = "metrics.jsonl"
 LOGGED = (
     "lm_loss",
     *(f"{name}_budget_loss" for name in ("image", "output", "instruct")),
+    "tokens",
     *(f"{name}_{count}" for name in ("image", "output") for count in ("kept", "judged")),
 )
 
@@ -39,7 +42,9 @@ class StageTrainer(Trainer):
     - a checkpoint counts when its manifest is written (`checkpointing`), and a loss that is no number ends the run;
     - batches of similar length come from lengths that are counted without opening pictures;
     - keep rates follow their schedule, or are drawn for each step;
-    - the log holds LM loss, both budgets, realised keep rates, temperature and both learning rates.
+    - the log holds LM loss, budgets, realised keep rates, temperature, learning rates, gradient norms by group, tokens
+      per second and memory, over the accumulated micro-batches and all ranks;
+    - evaluation is the LM loss under the decisions of inference, and its perplexity.
     """
 
     # The LM loss is divided by the tokens of the whole accumulated batch and the budgets by its steps, in compute_loss.
@@ -52,6 +57,9 @@ class StageTrainer(Trainer):
         self._sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self._micro_steps = 0
         self._last_tau = self.args.gumbel_tau_start
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        self._meter = Meter(weights, self.args.peak_tflops)
+        self._norms: dict[str, float] = {}
 
     def current_tau(self) -> float:
         """Gumbel temperature of the optimizer step in progress."""
@@ -109,6 +117,14 @@ class StageTrainer(Trainer):
         finally:
             self.args.save_total_limit = limit
 
+    def _clip_grad_norm(self, model):
+        self._norms = group_norms(self.optimizer)
+        return super()._clip_grad_norm(model)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss alone: logits of a whole vocabulary would be gathered for nothing."""
+        return super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
+
     def _get_train_sampler(self, train_dataset=None):
         """As `Trainer`, which would open every picture to learn the lengths."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -127,9 +143,15 @@ class StageTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """LM loss over the accumulated batch's tokens + `budget_weight` * budgets over its rows."""
-        self._last_tau = self.current_tau()
+        """LM loss over the accumulated batch's tokens + `budget_weight` * budgets over its rows.
+
+        In evaluation the LM loss under the decisions of inference.
+        """
         ids = inputs.pop("ids", None)
+        if not model.training:
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            return (outputs.lm_loss, outputs) if return_outputs else outputs.lm_loss
+        self._last_tau = self.current_tau()
         outputs = model(
             **inputs, gumbel_tau=self._last_tau, num_items_in_batch=num_items_in_batch, **self.current_rates()
         )
@@ -150,6 +172,7 @@ class StageTrainer(Trainer):
     def _record(self, inputs, outputs, lm_loss, steps: int) -> None:
         self._micro_steps += 1
         values = {"lm_loss": lm_loss * steps}
+        self._sums["tokens"] += inputs["attention_mask"].sum()
         values |= {
             key: outputs[key]
             for key in ("image_budget_loss", "output_budget_loss", "instruct_budget_loss")
@@ -173,11 +196,15 @@ class StageTrainer(Trainer):
                 if judged:
                     logs[f"{name}_keep_rate"] = kept / judged
             ranks = self.accelerator.num_processes
+            logs |= self._norms | self._meter.read(sums.pop("tokens", 0.0), ranks)
             logs |= {key: value / (self._micro_steps * ranks) for key, value in sums.items()}
             logs["gumbel_tau"] = self._last_tau
             logs["predictor_learning_rate"] = self.optimizer.param_groups[-1]["lr"]
             self._sums.clear()
             self._micro_steps = 0
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
+            self._meter.restart()
         super().log(logs, start_time)
 
     def _summed_over_ranks(self) -> dict[str, float]:

@@ -99,3 +99,15 @@ def test_tokens_of_a_picture_are_known_beforehand(tmp_path: Path, processor: Lla
     bare.patch_size = None
     with pytest.raises(ValueError, match="no patch_size"):
         PictureReader(bare, []).tokens_per_picture()
+
+
+def test_what_another_library_asks_of_pillow_changes_nothing(monkeypatch) -> None:
+    """lmms-eval lets Pillow fill pictures that are cut short with grey, in the whole process."""
+    from PIL import ImageFile
+
+    from dynamic_llava.data.pictures import _whole_files_only
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with _whole_files_only():
+        assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

@@ -44,6 +44,7 @@ def outcome(run: Path):
     """Weights, and what the log says of each step but for the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"}
+    timed |= {"tokens_per_second", "memory_gb"}
     steps = [{key: value for key, value in line.items() if key not in timed} for line in lines if "loss" in line]
     return load_file(run / "model.safetensors"), steps
 
