@@ -121,6 +121,11 @@ class StageTrainer(Trainer):
         self._norms = group_norms(self.optimizer)
         return super()._clip_grad_norm(model)
 
+    def evaluate(self, *args, **kwargs):
+        """As `Trainer`, leaving the random state as it was: whether a run is scored does not change what it draws."""
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss alone: logits of a whole vocabulary would be gathered for nothing."""
         return super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
