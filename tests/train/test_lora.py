@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dynamic_llava.checkpoints import load_adapter, load_checkpoint
-from dynamic_llava.train import stage, trainer
+from dynamic_llava.train import stage
 from dynamic_llava.train.__main__ import main
 
-from .test_resume import CONFIG, STEPS
+from .test_resume import CONFIG, STEPS, stop_in_step
 from .test_stage import config_of, overrides, shapes  # noqa: F401  a fixture
 
 LORA = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
@@ -50,14 +50,7 @@ def parameter_rates(done):
 
 def test_a_lora_run_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch):  # noqa: F811
     assert main(arguments(shapes, tmp_path / "straight")) == 0
-    original = trainer.StageTrainer.training_step
-
-    def fail(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(trainer.StageTrainer, "training_step", fail)
+    stop_in_step(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         main(arguments(shapes, tmp_path / "run"))
     monkeypatch.undo()

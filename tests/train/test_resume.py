@@ -55,6 +55,18 @@ def assert_same_outcome(one: Path, two: Path):
     assert all(torch.equal(value, other[key]) for key, value in weights.items())
 
 
+def stop_in_step(step: int, monkeypatch) -> None:
+    """Let the next run be interrupted when so many optimizer steps are done."""
+    original = trainer.StageTrainer.training_step
+
+    def fail(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.StageTrainer, "training_step", fail)
+
+
 @pytest.fixture(scope="module")
 def straight(shapes, tmp_path_factory):  # noqa: F811
     run = tmp_path_factory.mktemp("straight") / "run"
@@ -69,14 +81,7 @@ def test_only_the_newest_stay_and_each_is_whole(straight):
 
 def test_a_run_that_stops_halfway_goes_on_bit_for_bit(shapes, straight, tmp_path, monkeypatch):  # noqa: F811
     run = tmp_path / "run"
-    original = trainer.StageTrainer.training_step
-
-    def fail(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(trainer.StageTrainer, "training_step", fail)
+    stop_in_step(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         main(arguments(shapes, run))
     monkeypatch.undo()
