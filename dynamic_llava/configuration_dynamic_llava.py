@@ -124,6 +124,11 @@ class SparsityConfig:
             )
 
 
+def is_published(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is in the layout of LLaVA's own code, and not Hugging Face's."""
+    return config.get("model_type") in PUBLISHED_MODEL_TYPES and "text_config" not in config
+
+
 class DynamicLlavaConfig(LlavaConfig):
     """`LlavaConfig` with a `sparsity` section.
 
@@ -165,7 +170,7 @@ class DynamicLlavaConfig(LlavaConfig):
 
         `sparsity`, a `SparsityConfig` or a dict of some of its keys, goes on top of what `config_dict` holds.
         """
-        if "text_config" not in config_dict and config_dict.get("model_type") in PUBLISHED_MODEL_TYPES:
+        if is_published(config_dict):
             raise ValueError(
                 f"This is a checkpoint in LLaVA's own layout (model_type {config_dict['model_type']!r}); load it with "
                 "dynamic_llava.checkpoints.load_published, or convert it once with "

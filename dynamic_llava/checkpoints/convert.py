@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig
 
-from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..configuration_dynamic_llava import DynamicLlavaConfig, is_published
 from ..loading import PREDICTORS
 from ..model_card import write_model_card
 from .keys import from_hugging_face, is_buffer, to_hugging_face, to_published
 from .load import check_tensors, load_processor, our_tensors, published_model_config
-from .published_config import is_published, to_published_config
+from .published_config import to_published_config
 from .source import CheckpointSource, TensorInfo, open_source
 from .tokenizer import copy_tokenizer, has_tokenizer
 from .write import atomic_folder, write_json, write_weights

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoProcessor, LlavaProcessor
 from transformers.utils import logging
 
-from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig, is_published
 from ..loading import check_keys
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from .keys import PUBLISHED_TOWER, TOWER, from_published, is_buffer
-from .published_config import is_published, read_config
+from .published_config import read_config
 from .source import ADAPTER_CONFIG, CheckpointSource, TensorInfo, find_folder, is_adapter, open_source, read_json
 from .tokenizer import build_processor, has_tokenizer, image_settings_of, image_token_of
 from .tower import has_tower, tower_folder

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import LlamaConfig
 from transformers.utils import logging
 
-from ..configuration_dynamic_llava import PUBLISHED_MODEL_TYPES, DynamicLlavaConfig, SparsityConfig
+from ..configuration_dynamic_llava import PUBLISHED_MODEL_TYPES, DynamicLlavaConfig, SparsityConfig, is_published
 from .source import CheckpointSource
 from .tower import tower_config
 
@@ -38,11 +38,6 @@ _LLAVA_KEYS = re.compile(
 )
 
 
-def is_published(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` is in the layout of LLaVA's own code, and not Hugging Face's."""
-    return config.get("model_type") in PUBLISHED_MODEL_TYPES and "text_config" not in config
-
-
 def read_config(
     source: CheckpointSource, vision_tower: str | Path | None, sparsity: dict[str, Any] | None = None
 ) -> DynamicLlavaConfig:
@@ -64,7 +59,7 @@ def read_config(
     unknown = sorted(key for key in extra if not _LLAVA_KEYS.match(key))
     unknown += sorted(f"sparse_config.{key}" for key in _unknown_sparsity(config))
     if unknown:
-        logger.warning(f"{source.name}: entries of config.json that nothing here reads: {', '.join(unknown)}.")
+        logger.warning_once(f"{source.name}: entries of config.json that nothing here reads: {', '.join(unknown)}.")
     text = LlamaConfig(**_text_config(config))
     vision = tower_config(source, vision_tower)
     ours = config.get("dynamic_llava") or {}

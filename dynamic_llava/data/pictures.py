@@ -74,12 +74,8 @@ class PictureReader:
             FileNotFoundError: when there is no such file.
             ValueError: when it cannot be read.
         """
-        name, source = self._source(picture)
-        try:
-            with _whole_files_only(), Image.open(source) as image:
-                image = image.convert("RGB")
-        except UNREADABLE as error:
-            raise ValueError(_unreadable(name, error)) from error
+        with self._opened(picture) as (image, _):
+            image = image.convert("RGB")
         return self._pad_to_square(image) if self.image_aspect_ratio == "pad" else image
 
     def verify(self, picture: str | StoredPicture, decode: bool = False) -> None:
@@ -91,16 +87,12 @@ class PictureReader:
             FileNotFoundError: when there is no such file.
             ValueError: when it cannot be read.
         """
-        name, source = self._source(picture)
-        try:
-            with _whole_files_only(), Image.open(source) as image:
-                # A JPEG without its end marker may still be whole: only decoding tells.
-                if decode or (image.format == "JPEG" and not _has_jpeg_end(source)):
-                    image.load()
-                else:
-                    image.verify()
-        except UNREADABLE as error:
-            raise ValueError(_unreadable(name, error)) from error
+        with self._opened(picture) as (image, source):
+            # A JPEG without its end marker may still be whole: only decoding tells.
+            if decode or (image.format == "JPEG" and not _has_jpeg_end(source)):
+                image.load()
+            else:
+                image.verify()
 
     def pixel_values(self, images: list[Image.Image]) -> torch.Tensor | None:
         """Returns float32 `(images, 3, H, W)`, None without images."""
@@ -136,6 +128,16 @@ class PictureReader:
                 "opening them; set image_aspect_ratio='pad', or do_center_crop in the image processor"
             )
         return counts.pop()
+
+    @contextmanager
+    def _opened(self, picture: str | StoredPicture) -> Iterator[tuple[Image.Image, Path | BytesIO]]:
+        """The picture and what it is read from; whatever Pillow finds wrong inside the block names the picture."""
+        name, source = self._source(picture)
+        try:
+            with _whole_files_only(), Image.open(source) as image:
+                yield image, source
+        except UNREADABLE as error:
+            raise ValueError(_unreadable(name, error)) from error
 
     def _source(self, picture: str | StoredPicture) -> tuple[str, Path | BytesIO]:
         """Returns a name for messages, and what Pillow opens."""

@@ -11,9 +11,8 @@ from rich.table import Table
 from torch import nn
 
 from ..checkpoints.load import load_processor, published_model_config
-from ..checkpoints.published_config import is_published
 from ..checkpoints.source import find_folder, open_source, read_json
-from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..configuration_dynamic_llava import DynamicLlavaConfig, is_published
 from ..data import open_dataset
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from .arguments import StageConfig, engine_of

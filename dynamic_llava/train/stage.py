@@ -137,16 +137,14 @@ def resume_point(config: StageConfig) -> Path | None:
         ValueError: the checkpoint is of another configuration.
     """
     args, run = config.training, Path(config.training.output_dir)
-    found = None
-    if not args.restart:
-        found = newest_valid(run)
+    found = None if args.restart else newest_valid(run)
     if found is not None:
         check_same_config(found, config.values)
     if args.should_save:
         for folder in checkpoints(run) if args.restart else remove_unfinished(run):
             shutil.rmtree(folder, ignore_errors=True)
-        step = 0 if found is None else int(found.name.rpartition("-")[2])
-        drop_later_lines(run / METRICS_FILE, step if found is not None else -1)
+        step = -1 if found is None else int(found.name.rpartition("-")[2])
+        drop_later_lines(run / METRICS_FILE, step)
         if found is not None:
             print(f"Going on from {found}.")
     return found
