@@ -2,8 +2,8 @@
 
 The sparse layers of a model with attention back end `X` run `masked_softmax_X`, registered here with transformers'
 `AttentionInterface`: stock `X` without `keep_mask`, MaskedSoftmax with it: the reference on materialised scores for
-`eager`, the blocked form for every other. With it, `attention_mask` is that of `training_mask`, and `keep_mask (B, N)`
-carries the gates.
+`eager`, a form with memory linear in N for every other (`masked_kernels`). With it, `attention_mask` is that of
+`training_mask`, and `keep_mask (B, N)` carries the gates.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
 from transformers.utils.generic import is_flash_attention_requested
 
-from .blocked_attention import blocked_masked_softmax
 from .functional import masked_softmax
+from .masked_kernels import run_kernel
 
 MASKED_PREFIX = "masked_softmax_"
 
@@ -47,7 +47,7 @@ def masked_softmax_eager(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def masked_softmax_blocked(
+def masked_softmax_fused(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -57,12 +57,13 @@ def masked_softmax_blocked(
     keep_mask: Tensor,
     dropout: float = 0.0,
     gate_estimator: str = "bounded",
+    masked_kernel: str = "blocked",
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """As `masked_softmax_eager` with memory linear in N (`blocked_attention`); `attention_mask (B, N)` bool."""
+    """As `masked_softmax_eager` with memory linear in N, by `masked_kernel`; `attention_mask (B, N)` bool."""
     if dropout:
-        raise ValueError(f"Blocked MaskedSoftmax has no dropout (attention_dropout={dropout}); use attention 'eager'.")
-    output = blocked_masked_softmax(query, key, value, keep_mask, attention_mask, scaling, gate_estimator)
+        raise ValueError(f"Fused MaskedSoftmax has no dropout (attention_dropout={dropout}); use attention 'eager'.")
+    output = run_kernel(masked_kernel, query, key, value, keep_mask, attention_mask, scaling, gate_estimator)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -82,8 +83,8 @@ def gated_implementation(implementation: str) -> str:
 def _register(implementation: str) -> None:
     """Register the attention of the sparse layers: MaskedSoftmax with a keep mask, the stock one without."""
     flash = is_flash_attention_requested(requested_attention_implementation=implementation)
-    masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_blocked}.get(
-        implementation, masked_softmax_blocked if flash else None
+    masked = {"eager": masked_softmax_eager, "sdpa": masked_softmax_fused}.get(
+        implementation, masked_softmax_fused if flash else None
     )
 
     def gated_attention(module, query, key, value, attention_mask, keep_mask=None, **kwargs):

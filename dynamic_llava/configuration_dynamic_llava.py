@@ -14,6 +14,7 @@ from .functional import check_estimator
 PUBLISHED_MODEL_TYPES = ("llava_llama", "llava", "dynamic_llava_llama")
 IMAGE_SELECTIONS = ("topk", "threshold")
 SPARSE_TRAINING = ("masked", "pruned")
+MASKED_KERNELS = ("auto", "triton", "blocked")
 
 
 def check_keep_rate(name: str, value: float) -> float:
@@ -46,6 +47,8 @@ class SparsityConfig:
         budget_weight: weight of the two budget losses beside the LM loss.
         min_output_length: answers shorter than this are kept whole in training.
         gate_estimator: gradient of the gates of dropped columns, `bounded` or `exact` (`functional.gate_weights`).
+        masked_kernel: how MaskedSoftmax runs in training with every attention but eager: `triton`, `blocked` (plain
+            torch) or `auto` (`masked_kernels.choose_kernel`).
         sparse_training: `masked` keeps every token in training and hides dropped ones by MaskedSoftmax (paper);
             `pruned` lets dropped image (and instruct) tokens leave the sparse layers, at about the cost of inference:
             their gates then get no gradient, those of kept tokens carry it.
@@ -73,6 +76,7 @@ class SparsityConfig:
     budget_weight: float = 100.0
     min_output_length: int = 50
     gate_estimator: str = "bounded"
+    masked_kernel: str = "auto"
     sparse_training: str = "masked"
     instruct_predictor: bool = False
     instruct_keep_rate: float = 0.7
@@ -89,10 +93,9 @@ class SparsityConfig:
                 raise ValueError(f"{name} must be token ids, such as those of 'USER:', got {getattr(self, name)}.")
         check_image_selection(self.image_selection)
         check_estimator(self.gate_estimator)
-        if self.sparse_training not in SPARSE_TRAINING:
-            raise ValueError(
-                f"sparse_training must be one of {', '.join(SPARSE_TRAINING)}, got {self.sparse_training!r}."
-            )
+        for name, allowed in (("sparse_training", SPARSE_TRAINING), ("masked_kernel", MASKED_KERNELS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         for name in ("sparse_layer", "predictor_dim", "predictor_num_heads", "predictor_ffn_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

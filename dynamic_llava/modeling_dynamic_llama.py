@@ -16,6 +16,7 @@ from .cache import SparseCache, seen_tokens
 from .configuration_dynamic_llava import SparsityConfig
 from .decisions import Decision, SparsityOptions, decide, draw
 from .functional import gather_kept, pack_left, scatter_kept, visible_columns
+from .masked_kernels import choose_kernel
 from .outputs import DynamicLlamaOutput
 from .predictors import ImagePredictor, OutputPredictor, PredictorLinear
 from .token_spans import TokenSpans
@@ -131,6 +132,8 @@ class DynamicLlamaModel(LlamaModel):
         """The sparse layers in training: every token is computed, dropped ones are seen by themselves alone."""
         mask = training_mask(present, self.config._attn_implementation)
         sparse = self.layers[self.sparsity.sparse_layer :]
+        if self.config._attn_implementation != "eager":
+            kwargs["masked_kernel"] = choose_kernel(self.sparsity.masked_kernel, hidden, sparse[0].self_attn.head_dim)
         estimator = self.sparsity.gate_estimator
         return self._run(sparse, hidden, mask, position_ids, keep_mask=gates, gate_estimator=estimator, **kwargs)
 

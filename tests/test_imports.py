@@ -19,6 +19,8 @@ LAYERS = {
     "configuration_dynamic_llava": 1,
     "predictors": 2,
     "blocked_attention": 1,
+    "triton_attention": 1,
+    "masked_kernels": 2,
     "attention": 2,
     "cache": 2,
     "projector": 2,
