@@ -12,8 +12,14 @@ SYSTEM_PROMPT = (
 )
 
 
-def chat_template(system: str = SYSTEM_PROMPT) -> str:
-    """The text of `data.conversation.render_conversation`, for tokenizers and processors."""
+def chat_template(system: str = SYSTEM_PROMPT, space_behind_image: bool = False) -> str:
+    """The text of `data.conversation.render_conversation`, for tokenizers and processors.
+
+    Args:
+        system: the system prompt of a conversation that brings none.
+        space_behind_image: see `needs_space_behind_image`.
+    """
+    image = IMAGE_TOKEN + (" " if space_behind_image else "") + "\\n"
     return (
         "{% if messages[0]['role'] == 'system' %}"
         "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
@@ -27,13 +33,33 @@ def chat_template(system: str = SYSTEM_PROMPT) -> str:
         "{% if message['content'] is string %}{{ ' ' + message['content'] }}"
         "{% else %}{{ ' ' }}"
         "{% for item in message['content'] %}"
-        "{% if item['type'] == 'image' %}{{ '<image>\\n' }}"
+        "{% if item['type'] == 'image' %}{{ '" + image + "' }}"
         "{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}"
         "{% endfor %}{% endif %}"
         "{{ ' ' if message['role'] == 'user' else '</s>' }}"
         "{% endfor %}"
         "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     )
+
+
+def needs_space_behind_image(tokenizer) -> bool:
+    """Whether only a space behind `<image>` gives the tokens of LLaVA, which tokenizes the text between images piece by
+    piece: Llama tokenizers with `legacy=False` write their prefix space in front of the whole text only."""
+    image, question = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), "\n?"
+    behind = {}
+    for space in ("", " "):
+        ids = tokenizer(f"?{IMAGE_TOKEN}{space}{question}", add_special_tokens=False)["input_ids"]
+        behind[space] = ids[ids.index(image) + 1 :]
+    piece = tokenizer(question, add_special_tokens=False)["input_ids"]
+    return behind[""] != piece and behind[" "] == piece
+
+
+def writes_space_behind_image(processor) -> bool:
+    """Whether the chat template of a processor (or tokenizer) writes that space; training then writes it too."""
+    if getattr(processor, "chat_template", None) is None:
+        return False
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    return f"{IMAGE_TOKEN} " in processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
 
 
 def system_prompt_of(processor) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
 
-from ..chat_template import IMAGE_TOKEN, chat_template
+from ..chat_template import IMAGE_TOKEN, chat_template, needs_space_behind_image
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from .source import read_json
 
@@ -67,7 +67,7 @@ def build_processor(folder: Path, config: DynamicLlavaConfig, image_settings: di
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
-    template = chat_template()
+    template = chat_template(space_behind_image=needs_space_behind_image(tokenizer))
     tokenizer.chat_template = template
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(**settings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..chat_template import END_TOKEN, IMAGE_TOKEN, SYSTEM_PROMPT
 from ..token_spans import IGNORE_INDEX
+
+SPACELESS_IMAGE = re.compile(rf"{IMAGE_TOKEN}(?! |{IMAGE_TOKEN}|$)")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ def render_conversation(turns: Sequence[Turn], system: str = SYSTEM_PROMPT) -> t
     return text, answers
 
 
+def space_images(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns with a space between each `<image>` and the text behind it, where there is none."""
+    return [Turn(turn.role, SPACELESS_IMAGE.sub(f"{IMAGE_TOKEN} ", turn.text)) for turn in turns]
+
+
 def expand_image_tokens(text: str, tokens_per_image: Sequence[int]) -> str:
     """Repeats each `<image>` as often as its picture has tokens, the form that the model reads."""
     parts = text.split(IMAGE_TOKEN)
@@ -101,13 +109,13 @@ def encode_conversation(
     tokens_per_image: Sequence[int] = (),
     max_length: int = 2048,
     system: str = SYSTEM_PROMPT,
+    space_behind_image: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Tokenizes a conversation and marks what is learned, as LLaVA does: every answer with its end token.
 
-    NOTE(published code): the text is tokenized whole, as the processor does with a prompt, so that training and
-    inference see the same tokens. LLaVA tokenizes the text between images piece by piece: with a Llama tokenizer that
-    writes its prefix space in front of the whole text only (`legacy=False`), that gives one more space token behind
-    each image. The answers that are learned are the same.
+    The text is tokenized whole, as the processor does with a prompt, so that training and inference see the same
+    tokens. LLaVA tokenizes the text between images piece by piece; where that differs, `space_behind_image` gives the
+    same tokens.
 
     Args:
         turns: the turns, from `parse_turns`.
@@ -116,6 +124,7 @@ def encode_conversation(
         tokens_per_image: image tokens of each picture, in order.
         max_length: longer conversations are cut at the end; where that falls into a picture, in front of it.
         system: the system prompt.
+        space_behind_image: whether the processor's chat template writes one (`writes_space_behind_image`).
 
     Returns:
         `input_ids` and `labels` of equal length; labels are `IGNORE_INDEX` except on answers and their end tokens.
@@ -124,6 +133,7 @@ def encode_conversation(
         ValueError: when the cut leaves no answer, or the tokens of an answer are not found or do not close with the end
             token.
     """
+    turns = space_images(turns) if space_behind_image else turns
     # Expanding first keeps the answer spans aligned with the tokenizer's offsets: they are shifted by the expansion.
     expanded = [Turn(turn.role, text) for turn, text in zip(turns, _expand(turns, tokens_per_image), strict=True)]
     text, answers = render_conversation(expanded, system)

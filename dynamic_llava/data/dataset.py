@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from ..chat_template import IMAGE_TOKEN, system_prompt_of
+from ..chat_template import IMAGE_TOKEN, system_prompt_of, writes_space_behind_image
 from ..token_spans import IGNORE_INDEX
 from .conversation import count_images, encode_conversation, parse_turns
 from .lengths import conversation_lengths
@@ -73,7 +73,11 @@ class ConversationDataset(Dataset):
         self.max_length = max_length
         self.on_bad_sample = on_bad_sample
         self.output_turns = output_turns
-        self.system_prompt = system_prompt_of(processor)
+        # How the processor writes a prompt, so that training sees the text that inference will be asked with.
+        self.prompt = {
+            "system": system_prompt_of(processor),
+            "space_behind_image": writes_space_behind_image(processor),
+        }
         self._skipped: list[tuple[str, str]] = []
         self.text_only_left_out = 0
         if require_image:
@@ -108,7 +112,7 @@ class ConversationDataset(Dataset):
             (parse_turns(sample["conversations"]) for sample in self.samples),
             self.processor.tokenizer,
             self.pictures.tokens_per_picture() if any(map(pictures_of, self.samples)) else 0,
-            self.system_prompt,
+            **self.prompt,
         )
 
     @property
@@ -132,7 +136,7 @@ class ConversationDataset(Dataset):
         sample = self.samples[position]
         counts = [tokens_per_picture] * len(pictures_of(sample))
         turns = parse_turns(sample["conversations"])
-        return encode_conversation(turns, self.processor.tokenizer, counts, self.max_length, self.system_prompt)
+        return encode_conversation(turns, self.processor.tokenizer, counts, self.max_length, **self.prompt)
 
     def _valid_samples(self, samples: Sequence[Any], check_files: bool) -> list[dict[str, Any]]:
         """Returns the samples whose structure is sound; the pictures themselves are read later."""

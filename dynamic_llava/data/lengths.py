@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..chat_template import SYSTEM_PROMPT
-from .conversation import Turn, count_images, render_conversation
+from .conversation import Turn, count_images, render_conversation, space_images
 
 BATCH = 1024
 
@@ -21,6 +21,7 @@ def conversation_lengths(
     tokenizer: PreTrainedTokenizerBase,
     tokens_per_picture: int,
     system: str = SYSTEM_PROMPT,
+    space_behind_image: bool = False,
 ) -> list[int]:
     """Returns the number of tokens of each conversation before any cut, equal to `encode_conversation`'s.
 
@@ -28,12 +29,13 @@ def conversation_lengths(
         conversations: the turns of each, from `parse_turns`.
         tokenizer: a fast tokenizer that knows `<image>` as one special token.
         tokens_per_picture: image tokens of every picture.
-        system: the system prompt.
+        system, space_behind_image: as for `encode_conversation`.
     """
     lengths: list[int] = []
     rest = iter(conversations)
     while batch := list(islice(rest, BATCH)):
-        texts = [render_conversation(turns, system)[0] for turns in batch]
+        spaced = map(space_images, batch) if space_behind_image else batch
+        texts = [render_conversation(turns, system)[0] for turns in spaced]
         encoded = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
         for turns, ids in zip(batch, encoded, strict=True):
             lengths.append(len(ids) + count_images(turns) * (tokens_per_picture - 1))

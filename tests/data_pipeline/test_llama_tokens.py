@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from copy import copy
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, LlavaProcessor
 
-from dynamic_llava.chat_template import SYSTEM_PROMPT
+from dynamic_llava import DynamicLlavaConfig
+from dynamic_llava.chat_template import SYSTEM_PROMPT, needs_space_behind_image
+from dynamic_llava.checkpoints.tokenizer import build_processor
 from dynamic_llava.data.conversation import Turn, encode_conversation, parse_turns, render_conversation
 from dynamic_llava.data.dataset import ConversationDataset
+from dynamic_llava.data.lengths import conversation_lengths
 from dynamic_llava.token_spans import IGNORE_INDEX
 
-from .conftest import talk
+from .conftest import ASSET, talk
 
 CONVERSATIONS = {
     "one turn": talk("<image>\nWhat colour is it?", "The cross is red."),
@@ -82,19 +87,32 @@ def llava_labels(text: str, tokenizer: LlamaTokenizer) -> list[int]:
 def test_tokens_and_labels_are_llavas(conversation: list[dict[str, str]], tokenizer: LlamaTokenizer) -> None:
     turns = parse_turns(conversation)
     images = sum(turn.text.count("<image>") for turn in turns)
-    input_ids, labels = encode_conversation(turns, tokenizer, [1] * images)
+    space = needs_space_behind_image(tokenizer)
+    assert space == (not tokenizer.legacy)
+    input_ids, labels = encode_conversation(turns, tokenizer, [1] * images, space_behind_image=space)
     text, _ = render_conversation(turns)
-    expected_ids, expected = llava_tokens(text, tokenizer), llava_labels(text, tokenizer)
-    if not tokenizer.legacy:
-        # The documented difference: LLaVA's pieces behind images begin with a space token of their own.
-        space, image = tokenizer.convert_tokens_to_ids(["▁", "<image>"])
-        pairs = enumerate(zip([None, *expected_ids], expected_ids, strict=False))
-        kept = [place for place, pair in pairs if pair != (image, space)]
-        without_space = [piece for piece in text.split("<image>")[1:] if not piece.startswith(" ")]
-        assert len(kept) == len(expected_ids) - len(without_space)
-        expected_ids, expected = [expected_ids[place] for place in kept], [expected[place] for place in kept]
-    assert input_ids == expected_ids
-    assert labels == expected
+    assert input_ids == llava_tokens(text, tokenizer)
+    assert labels == llava_labels(text, tokenizer)
+    assert conversation_lengths([turns], tokenizer, 1, space_behind_image=space) == [len(input_ids)]
+
+
+def test_the_processor_of_a_published_checkpoint_writes_llavas_prompt(
+    tokenizer: LlamaTokenizer, tmp_path: Path
+) -> None:
+    """Training with that processor sees the prompt's tokens too."""
+    tokenizer.save_pretrained(tmp_path)
+    processor = build_processor(tmp_path, DynamicLlavaConfig.from_pretrained(ASSET), None)
+    content = [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]
+    messages = [{"role": "user", "content": content}]
+    expected = llava_tokens(f"{SYSTEM_PROMPT} USER: <image>\nWhat colour is it? ASSISTANT:", tokenizer)
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert processor.tokenizer(prompt)["input_ids"] == expected
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    sample = {"id": "a", "image": "a.png", "conversations": CONVERSATIONS["one turn"]}
+    dataset = ConversationDataset([sample], "some.json", tmp_path, processor)
+    input_ids, _ = dataset.encode(0, 1)
+    assert input_ids[: len(expected)] == expected
+    assert dataset.full_lengths == [len(dataset[0]["input_ids"])]
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
