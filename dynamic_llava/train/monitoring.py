@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..data.conversation import parse_turns
+from ..data.dataset import ConversationDataset, pictures_of
+from ..data.mixture import MixtureDataset
 from ..eval.loading import LoadedModel
 from ..eval.viz import patch_sheet, view_patches
 
@@ -65,43 +68,63 @@ def memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@dataclass(frozen=True)
+class Example:
+    """A picture of the data as the model sees it, with what is asked and answered about it."""
+
+    picture: Image.Image
+    question: str
+    answer: str
+
+
+def examples_of(dataset: ConversationDataset | MixtureDataset, number: int = 4) -> list[Example]:
+    """The first samples of `dataset` with one picture that can be opened, at most `number`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found: list[Example] = []
+    for part in dataset.parts if isinstance(dataset, MixtureDataset) else [dataset]:
+        for sample in part.samples:
+            pictures = pictures_of(sample)
+            if len(found) == number or len(pictures) != 1:
+                continue
+            # What is wrong with a picture is said where it is trained on.
+            with suppress(ValueError, FileNotFoundError):
+                question, answer = (turn.text for turn in parse_turns(sample["conversations"])[:2])
+                found.append(Example(part.pictures.open(pictures[0]), question, answer))
+    if not found:
+        raise ValueError("The data has no sample with one picture to draw; leave out picture_steps.")
+    return found
+
+
 class KeptPatches(TrainerCallback):
     """A picture of the patches kept of a fixed batch, every `steps` steps, in `pictures/` of the run.
 
     Args:
-        samples: LLaVA samples with one image each.
-        folder: folder of their images.
+        examples: what is drawn.
         processor: LLaVA processor.
         steps: optimizer steps between pictures.
     """
 
-    def __init__(self, samples: list[dict], folder: Path, processor, steps: int) -> None:
-        self.samples, self.folder, self.processor, self.steps = samples, folder, processor, steps
-
-    @classmethod
-    def from_file(cls, path: Path, folder: Path, processor, steps: int, number: int = 4) -> KeptPatches:
-        """Of the first samples of a LLaVA JSON with an image."""
-        samples = [s for s in json.loads(Path(path).read_text()) if isinstance(s.get("image"), str)]
-        if not samples:
-            raise ValueError(f"{path} has no sample with one image to draw; leave out picture_steps.")
-        return cls(samples[:number], Path(folder), processor, steps)
+    def __init__(self, examples: list[Example], processor, steps: int) -> None:
+        self.examples, self.processor, self.steps = examples, processor, steps
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
-        if state.is_world_process_zero and state.global_step % self.steps == 0:
-            self.draw(model, Path(args.output_dir, "pictures", f"step-{state.global_step:06d}.png"))
+        if state.global_step % self.steps == 0:
+            # On every rank: where weights are sharded, a forward pass takes all of them.
+            sheet = self.draw(model)
+            if state.is_world_process_zero:
+                path = Path(args.output_dir, "pictures", f"step-{state.global_step:06d}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sheet.save(path)
 
-    def draw(self, model: nn.Module, path: Path) -> None:
-        """Write the sheet of the fixed batch; the model and the random state are left as they were."""
+    def draw(self, model: nn.Module) -> Image.Image:
+        """The sheet of the fixed batch; the model and the random state are left as they were."""
         training = model.training
-        loaded = LoadedModel(str(path), model.eval(), self.processor)
+        loaded = LoadedModel("", model.eval(), self.processor)
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            views = [self._view(loaded, sample) for sample in self.samples]
+            views = [view_patches(loaded, e.picture, e.question, e.answer, 0, ("predictor",)) for e in self.examples]
         model.train(training)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        patch_sheet(views).save(path)
-
-    def _view(self, loaded: LoadedModel, sample: dict):
-        question, answer = (turn.text for turn in parse_turns(sample["conversations"])[:2])
-        with Image.open(self.folder / sample["image"]) as picture:
-            return view_patches(loaded, picture.convert("RGB"), question, answer, 0, ("predictor",))
+        return patch_sheet(views)

@@ -30,7 +30,7 @@ from .checkpointing import (
 from .gradients import gradient_report
 from .interruption import StopOnSignal
 from .lora import add_adapters, quantization
-from .monitoring import KeptPatches
+from .monitoring import KeptPatches, examples_of
 from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 
 
@@ -97,15 +97,16 @@ def train(config: StageConfig) -> StageTrainer:
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
     run = Path(args.output_dir)
     stop = StopOnSignal()
+    held_out = open_data(config, processor, config.data.eval_file) if config.data.eval_file else None
     pictures = []
     if args.picture_steps:
-        source = (config.data.eval_file or config.data.train_file)[0]
-        pictures = [KeptPatches.from_file(source, config.data.image_folder[0], processor, args.picture_steps)]
+        examples = examples_of(held_out or dataset)
+        pictures = [KeptPatches(examples, processor, args.picture_steps)]
     trainer = StageTrainer(
         model=build_model(config, processor.tokenizer),
         args=args,
         train_dataset=dataset,
-        eval_dataset=open_data(config, processor, config.data.eval_file) if config.data.eval_file else None,
+        eval_dataset=held_out,
         data_collator=WithIds(LlavaCollator(processor)),
         processing_class=processor,
         callbacks=[MetricsFile(), stop, *pictures],

@@ -8,11 +8,15 @@ import math
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
+from dynamic_llava.data.dataset import ConversationDataset
+from dynamic_llava.data.mixture import MixtureDataset
+from dynamic_llava.data.pictures import StoredPicture
 from dynamic_llava.train import stage
-from dynamic_llava.train.monitoring import Meter, group_norms
+from dynamic_llava.train.monitoring import Meter, examples_of, group_norms
 
-from .test_stage import config_of, shapes  # noqa: F401  a fixture
+from .test_stage import ROOT, config_of, shapes  # noqa: F401  a fixture
 
 
 def test_a_run_says_how_it_goes(shapes, tmp_path):  # noqa: F811
@@ -48,6 +52,37 @@ def test_drawing_and_scoring_change_nothing(shapes, tmp_path):  # noqa: F811
     one = stage.train(config_of(shapes, tmp_path / "one")).model.state_dict()
     two = stage.train(config_of(shapes, tmp_path / "two", **watched)).model.state_dict()
     assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+class Kept(StoredPicture):
+    """A picture that lies in a table."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self.name, self.content = name, content
+
+    def read(self) -> bytes:
+        return self.content
+
+
+def test_examples_are_of_any_form_of_data(shapes):  # noqa: F811
+    folder = shapes / "images" / "val"
+    content = sorted(folder.iterdir())[0].read_bytes()
+    processor = AutoProcessor.from_pretrained(ROOT / "assets" / "tiny-llava")
+
+    def part(*pictures):
+        talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
+        plain = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
+        samples = [{"id": "t", "conversations": plain}]
+        samples += [{"id": str(n), "image": p, "conversations": talk} for n, p in enumerate(pictures)]
+        return ConversationDataset(samples, "rows", folder, processor, image_aspect_ratio="pad")
+
+    broken = Kept("broken", b"no picture")
+    found = examples_of(MixtureDataset([part(), part(broken, Kept("row 1", content))], [1.0, 1.0]))
+    assert [(example.question, example.answer) for example in found] == [("<image>\nWhat?", "Red.")]
+    assert found[0].picture.size == (128, 128)
+    assert len(examples_of(part(*[Kept("again", content)] * 6))) == 4
+    with pytest.raises(ValueError, match="no sample with one picture to draw; leave out picture_steps"):
+        examples_of(part(broken))
 
 
 def test_norms_by_group():
