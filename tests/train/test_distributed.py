@@ -79,8 +79,12 @@ def ddp(mixed, shapes, tmp_path_factory):  # noqa: F811
 @pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3_offload"])
 def test_deepspeed_equals_ddp(mixed, shapes, ddp, tmp_path, stage):  # noqa: F811
     pytest.importorskip("deepspeed")
-    found, done = run(mixed, shapes, tmp_path / "run", deepspeed=ROOT / "configs" / "deepspeed" / f"{stage}.json")
+    # Pictures too, where the forward pass of one rank alone would wait for the weights of the other.
+    values = {"picture_steps": STEPS} if stage == "zero3" else {}
+    config = ROOT / "configs" / "deepspeed" / f"{stage}.json"
+    found, done = run(mixed, shapes, tmp_path / "run", deepspeed=config, **values)
     assert len(found) == STEPS, done.stderr[-3000:]
+    assert (tmp_path / "run" / "pictures").is_dir() == bool(values)
     for (loss, norm), (expected, expected_norm) in zip(found, ddp[0], strict=True):
         assert loss == pytest.approx(expected, rel=1e-5, abs=2e-6)
         assert norm == pytest.approx(expected_norm, rel=1e-4)
