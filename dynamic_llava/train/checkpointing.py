@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 # What a checkpoint holds beside the model and its processor.
 _STATE_FILES = re.compile(
-    r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args|manifest|latest|zero_to).*"
+    r"(optimizer|scheduler|scaler|rng_state|pytorch_model_fsdp|trainer_state|training_args|manifest|latest|zero_to).*"
 )
 _CHUNK = 1 << 22
 # Keys of a configuration that do not change what is computed; a resumed run may have other values.
@@ -32,6 +32,7 @@ FREE_KEYS = frozenset(
     {
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm"),
         *("logging_dir", "logging_first_step", "on_bad_sample", "output_dir", "report", "report_descriptions"),
+        *("peak_tflops", "picture_steps"),
         *("report_questions", "report_to", "restart", "run_name", "save_steps", "save_strategy", "save_total_limit"),
     }
 )

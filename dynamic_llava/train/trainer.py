@@ -88,9 +88,10 @@ class StageTrainer(Trainer):
             model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them."""
+        """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them; FSDP keeps
+        its own copy, under the names of the modules."""
         model = self.model if model is None else model
-        if not isinstance(model, DynamicLlavaForConditionalGeneration):
+        if self.is_fsdp_enabled or not isinstance(model, DynamicLlavaForConditionalGeneration):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         source = open_source(resume_from_checkpoint)

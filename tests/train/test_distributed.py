@@ -1,4 +1,4 @@
-"""Two processes on a CPU: DDP, ZeRO-2, ZeRO-3 and offload compute the same, text-only rows included."""
+"""Two processes on a CPU: DDP, ZeRO-2, ZeRO-3, offload and FSDP2 compute the same, text-only rows included."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration
@@ -53,12 +54,31 @@ def command_of(mixed, shapes, output, **values) -> list[str]:  # noqa: F811
     return [sys.executable, *launch, "-m", "tests.train.cpu_rank", "--config", "configs/train/shapes.yaml", *words]
 
 
-def run(mixed, shapes, output, **values):  # noqa: F811
+def environment_of(engine: str | None) -> dict[str, str]:
+    """What `accelerate launch` would set for FSDP2, on top of one thread for each rank."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if engine == "fsdp2":
+        settings = yaml.safe_load((ROOT / "configs" / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"]
+        names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
+        environment |= {names.get(key, key.upper()): str(value) for key, value in settings.items()}
+        environment["ACCELERATE_USE_FSDP"] = "true"
+    return environment
+
+
+def settings_of(engine: str | None) -> dict:
+    """Keys of a run with that engine: a DeepSpeed file by name, or none for DDP and FSDP2."""
+    if engine is None or engine == "fsdp2":
+        return {}
+    pytest.importorskip("deepspeed")
+    return {"deepspeed": ROOT / "configs" / "deepspeed" / f"{engine}.json"}
+
+
+def run(mixed, shapes, output, engine=None, **values):  # noqa: F811
     """Losses and gradient norms of a run, from its log."""
     done = subprocess.run(
-        command_of(mixed, shapes, output, **values),
+        command_of(mixed, shapes, output, **settings_of(engine), **values),
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment_of(engine),
         capture_output=True,
         text=True,
         timeout=300,
@@ -76,13 +96,11 @@ def ddp(mixed, shapes, tmp_path_factory):  # noqa: F811
     return found, output
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3_offload"])
-def test_deepspeed_equals_ddp(mixed, shapes, ddp, tmp_path, stage):  # noqa: F811
-    pytest.importorskip("deepspeed")
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload", "fsdp2"])
+def test_sharding_equals_ddp(mixed, shapes, ddp, tmp_path, engine):  # noqa: F811
     # Pictures too, where the forward pass of one rank alone would wait for the weights of the other.
-    values = {"picture_steps": STEPS} if stage == "zero3" else {}
-    config = ROOT / "configs" / "deepspeed" / f"{stage}.json"
-    found, done = run(mixed, shapes, tmp_path / "run", deepspeed=config, **values)
+    values = {"picture_steps": STEPS} if engine in ("zero3", "fsdp2") else {}
+    found, done = run(mixed, shapes, tmp_path / "run", engine, **values)
     assert len(found) == STEPS, done.stderr[-3000:]
     assert (tmp_path / "run" / "pictures").is_dir() == bool(values)
     for (loss, norm), (expected, expected_norm) in zip(found, ddp[0], strict=True):
@@ -95,28 +113,25 @@ def test_deepspeed_equals_ddp(mixed, shapes, ddp, tmp_path, stage):  # noqa: F81
         torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)
 
 
-@pytest.mark.parametrize("stage", [None, "zero2", "zero3"])
-def test_a_killed_run_goes_on_bit_for_bit(mixed, shapes, tmp_path, stage):  # noqa: F811
+@pytest.mark.parametrize("engine", [None, "zero2", "zero3", "fsdp2"])
+def test_a_killed_run_goes_on_bit_for_bit(mixed, shapes, tmp_path, engine):  # noqa: F811
     values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
-    if stage is not None:
-        values["deepspeed"] = ROOT / "configs" / "deepspeed" / f"{stage}.json"
-    straight, _ = run(mixed, shapes, tmp_path / "straight", **values)
-    kill_when(
-        tmp_path / "run" / "checkpoint-2" / "manifest.json", command_of(mixed, shapes, tmp_path / "run", **values)
-    )
-    found, _ = run(mixed, shapes, tmp_path / "run", **values)
+    straight, _ = run(mixed, shapes, tmp_path / "straight", engine, **values)
+    command = command_of(mixed, shapes, tmp_path / "run", **settings_of(engine), **values)
+    kill_when(tmp_path / "run" / "checkpoint-2" / "manifest.json", command, environment_of(engine))
+    found, _ = run(mixed, shapes, tmp_path / "run", engine, **values)
     assert len(found) == 5
     assert found == straight
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "run"))
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
-def kill_when(appears, command: list[str]) -> None:
+def kill_when(appears, command: list[str], environment: dict[str, str]) -> None:
     """Start a run and kill all of it when a file appears."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
