@@ -1,4 +1,4 @@
-"""One rank of `python -m dynamic_llava.train` on a CPU, with DeepSpeed and FSDP too, for which accelerate wants GPUs."""
+"""One rank of `python -m dynamic_llava.train` on a CPU, also with DeepSpeed or FSDP, that want GPUs."""
 
 from __future__ import annotations
 
