@@ -43,7 +43,16 @@ class DynamicGenerationMixin:
         output: ModelOutput = super().generate(inputs, *args, **kwargs)
         if not isinstance(output.get("past_key_values"), SparseCache):
             raise ValueError("return_sparsity=True reads the SparseCache; leave out use_cache=False.")
-        output["sparsity"] = SparsityStatistics.of(output.past_key_values)
+        cache = output.past_key_values
+        present = None
+        if prompt is not None and len(cache.table.cursor) == len(output.sequences):
+            # With embeddings as the prompt the sequences hold what was generated alone.
+            start = prompt.shape[1] if kwargs.get("inputs_embeds") is None else 0
+            config = kwargs.get("generation_config") or self.generation_config
+            ended = _ended(output.sequences[:, start:], kwargs.get("eos_token_id", config.eos_token_id))
+            fed = torch.ones(len(ended), prompt.shape[1], dtype=torch.bool, device=ended.device)
+            present = torch.cat([fed, ~ended], dim=1)[:, : int(cache.get_seq_length())]
+        output["sparsity"] = SparsityStatistics.of(cache, present)
         return output
 
     def _prepare_cache_for_generation(
@@ -84,6 +93,14 @@ class DynamicGenerationMixin:
         if attention_mask is None:
             return None
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
+
+
+def _ended(generated: Tensor, end_tokens: int | list[int] | None) -> Tensor:
+    """`(B, T)` bool, true from the end token of each row of `generated (B, T)` on."""
+    if end_tokens is None:
+        return torch.zeros_like(generated, dtype=torch.bool)
+    ends = torch.as_tensor(end_tokens, device=generated.device).view(-1)
+    return torch.isin(generated, ends).cumsum(dim=1) > 0
 
 
 def _move_padding_left(kwargs: dict[str, Any]) -> None:

@@ -80,6 +80,15 @@ class SlotTable:
             self.column = _widen(self.column, needed, self.block_size)
         self.read_length = self.length_bound + number
 
+    def hide(self, present: Tensor) -> None:
+        """Hide slots of tokens that a later call's `attention_mask` leaves out, such as padding behind an answer.
+
+        Args:
+            present: `(B, columns seen or more)`, 0 at tokens that are not to be seen any more.
+        """
+        self.valid &= present.bool().gather(1, self.column)
+        self.has_padding |= not bool(present.all())
+
     def plan(self, valid: Tensor, column: Tensor, padded: bool) -> Tensor | None:
         """Choose the slots of a call's tokens and say what each of them sees.
 
@@ -151,10 +160,15 @@ class SlotTable:
         self.steering_log = _widen(self.steering_log, seen + number, self.block_size)
         self.steering_log[:, seen : seen + number] = self.steering[:, None]
 
-    def counts(self) -> Tensor:
-        """`(B, 4)` long: image tokens seen and kept, output tokens judged and kept."""
-        bits = torch.tensor(list(KINDS.values()), dtype=torch.uint8, device=self.kinds.device)
-        return ((self.kinds[..., None] & bits) > 0).sum(dim=1)
+    def counts(self, present: Tensor | None = None) -> Tensor:
+        """`(B, 4)` long: image tokens seen and kept, output tokens judged and kept.
+
+        Args:
+            present: `(B, columns)` bool, the tokens that count; None means all.
+        """
+        kinds = self.kinds if present is None else self.kinds[:, : present.shape[1]] * present
+        bits = torch.tensor(list(KINDS.values()), dtype=torch.uint8, device=kinds.device)
+        return ((kinds[..., None] & bits) > 0).sum(dim=1)
 
     def kept_lengths(self) -> Tensor:
         """`(B,)` long: stored tokens of each row, padding not counted."""

@@ -213,6 +213,52 @@ def test_statistics_of_a_call(model, batch):
         model.generate(**batch, **GREEDY, return_sparsity=True, use_cache=False)
 
 
+def test_statistics_of_a_row_that_ends_early_are_its_own(model):
+    rows, images = mixed_prompts()
+    free = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "return_sparsity": True}
+    together = model.generate(**batch_of(rows, images, "left"), **free)
+    start = max(map(len, rows))
+    # Whatever comes third in the second row ends every row from now on.
+    free["eos_token_id"] = int(together.sequences[1, start + 2])
+    together = model.generate(**batch_of(rows, images, "left"), **free)
+    assert (together.sequences[1, start + 3 :] == 0).all()
+    assert together.sequences.shape[1] > start + 3
+    for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+        alone = model.generate(**batch_of([row], [image], "left"), **free).sparsity
+        for name in ("image_tokens", "image_tokens_kept", "output_tokens", "output_tokens_kept"):
+            assert getattr(together.sparsity, name)[number] == getattr(alone, name)[0], (number, name)
+        shift = start - len(row)
+        assert together.sparsity.kept_columns[number] == [column + shift for column in alone.kept_columns[0]]
+
+
+def test_later_turns_of_a_batch_equal_those_of_the_row_alone(model):
+    """Answers and questions of different lengths: what the mask leaves out of earlier turns is not seen any more."""
+    rows, images = mixed_prompts()
+    questions = [words(5, 50), words(2, 51), words(7, 52), words(3, 53)]
+    lengths = [9, 3, 6, 1]
+
+    def turns(chosen):
+        batch = batch_of([rows[i] for i in chosen], [images[i] for i in chosen], "left")
+        first = model.generate(**batch, **GREEDY, return_dict_in_generate=True)
+        cache, start = first.past_key_values, batch["input_ids"].shape[1]
+        seen = cache.get_seq_length()
+        # Of each answer only the first tokens count; the others lie in the cache and are masked.
+        kept = [lengths[i] for i in chosen]
+        mask = torch.zeros(len(chosen), seen, dtype=torch.long)
+        mask[:, :start] = batch["attention_mask"]
+        for row, number in enumerate(kept):
+            mask[row, start : start + number] = 1
+        added, present = pad_rows([questions[i] for i in chosen], "left")
+        sequences = torch.cat([first.sequences[:, :seen], added], dim=1)
+        mask = torch.cat([mask, present], dim=1)
+        second = model.generate(input_ids=sequences, attention_mask=mask, past_key_values=cache, **GREEDY)
+        return second[:, sequences.shape[1] :]
+
+    together = turns(range(4))
+    for number in range(4):
+        assert torch.equal(together[number], turns([number])[0]), number
+
+
 def test_second_turn_through_generate(model):
     """The history goes on on the cache of the first turn, as by hand-fed calls."""
     rows, images = mixed_prompts()
