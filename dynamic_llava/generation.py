@@ -49,7 +49,7 @@ class DynamicGenerationMixin:
             # With embeddings as the prompt the sequences hold what was generated alone.
             start = prompt.shape[1] if kwargs.get("inputs_embeds") is None else 0
             config = kwargs.get("generation_config") or self.generation_config
-            ended = _ended(output.sequences[:, start:], kwargs.get("eos_token_id", config.eos_token_id))
+            ended = ended_mask(output.sequences[:, start:], kwargs.get("eos_token_id", config.eos_token_id))
             fed = torch.ones(len(ended), prompt.shape[1], dtype=torch.bool, device=ended.device)
             present = torch.cat([fed, ~ended], dim=1)[:, : int(cache.get_seq_length())]
         output["sparsity"] = SparsityStatistics.of(cache, present)
@@ -95,7 +95,7 @@ class DynamicGenerationMixin:
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
 
 
-def _ended(generated: Tensor, end_tokens: int | list[int] | None) -> Tensor:
+def ended_mask(generated: Tensor, end_tokens: int | list[int] | None) -> Tensor:
     """`(B, T)` bool, true from the end token of each row of `generated (B, T)` on."""
     if end_tokens is None:
         return torch.zeros_like(generated, dtype=torch.bool)

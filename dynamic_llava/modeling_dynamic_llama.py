@@ -91,9 +91,9 @@ class DynamicLlamaModel(LlamaModel):
             layer_idx=0,
         )
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
-        if attention_mask is not None and past_key_values is not None and past_key_values.started:
-            if not spans.single_output:
-                past_key_values.table.hide(attention_mask)
+        later_turn = past_key_values is not None and past_key_values.started and not spans.single_output
+        if later_turn and attention_mask is not None:
+            past_key_values.table.hide(attention_mask)
         dense = self.layers[: self.sparsity.sparse_layer]
         hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
         self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)

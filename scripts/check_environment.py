@@ -13,6 +13,7 @@ MINIMUM = {
     "safetensors": (0, 5),
     "deepspeed": (0, 17),
     "lmms-eval": (0, 7, 3),
+    "nltk": (3, 9),
     "matplotlib": (3, 9),
     "rich": (13,),
     "pytest": (8,),

@@ -33,7 +33,7 @@ install_everything() {
         # The locked transformers needs Python 3.11; on 3.10 the ranges of pyproject.toml choose.
         step $pip install --no-deps "$(grep '^lmms-eval==' scripts/requirements.lock)"
         step $pip install --no-build-isolation -e '.[train,viz,dev]' loguru sacrebleu evaluate tenacity pytz pydantic \
-            requests pytablewriter openpyxl
+            requests pytablewriter openpyxl nltk
     fi
     has_everything .venv/bin/python || die "the environment in .venv is incomplete; remove .venv and run again."
 }

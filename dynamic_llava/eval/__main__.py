@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from .config_file import apply_config
-from .names import SHORT_NAMES, judge_key, resolve_names
+from .names import OWN_TASKS, SHORT_NAMES, judge_key, resolve_names
+from .tables import efficiency_table, results_table
 
 COMPARE = "compare"
 
@@ -27,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", help="YAML with defaults of these options, such as configs/eval/paper.yaml")
     parser.add_argument("--model", help="folder or hub name: a Dynamic-LLaVA run, or a dense LLaVA")
-    parser.add_argument("--tasks", help=f"comma-separated: {', '.join(SHORT_NAMES)}, or any lmms-eval task")
+    parser.add_argument(
+        "--tasks", help=f"comma-separated: {', '.join([*SHORT_NAMES, *OWN_TASKS])}, or any lmms-eval task"
+    )
     parser.add_argument("--image-keep-rate", type=float, help="fraction of image tokens kept, in (0, 1]")
     parser.add_argument("--no-output-sparsity", action="store_true", help="keep all output tokens")
     parser.add_argument("--image-selector", default="predictor", help="predictor or random")
@@ -61,21 +63,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def results_table(evaluation) -> Table:
-    """Metrics of an `Evaluation`, one row each."""
-    table = Table(title=f"{evaluation.model}", title_style="bold")
-    for column, justify in (("Task", "left"), ("Metric", "left"), ("Value", "right"), ("±", "right")):
-        table.add_column(column, justify=justify)
-    for task, metrics in evaluation.metrics.items():
-        for name, value in metrics.items():
-            if not name.endswith("_stderr"):
-                error = metrics.get(f"{name}_stderr")
-                shown = f"{value:,.0f}" if value >= 100 else f"{value:.4f}"
-                table.add_row(task, name, shown, "" if error is None else f"{error:.4f}")
-        table.add_section()
-    return table
-
-
 def run(arguments: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
     args = parse(arguments)
@@ -85,9 +72,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for notice in notices if rank == 0 else ():
         print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.
+    from .conversations import data_root_at
     from .loading import SparsitySettings, load_model
     from .responses import ResponseStore, checkpoint_fingerprint
-    from .runner import EvaluationOptions, check_tasks, evaluate_tasks, shapes_root_at, write_evaluation
+    from .runner import EvaluationOptions, check_tasks, evaluate_tasks, write_evaluation
 
     settings = SparsitySettings(
         args.image_keep_rate,
@@ -100,7 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         tasks, args.batch_size, args.limit, args.seed, args.tasks_dir, args.data_root, args.textvqa_ocr
     )
     output = Path(args.output or f"{args.model}/eval")
-    with shapes_root_at(args.data_root):
+    with data_root_at(args.data_root):
         manager = check_tasks(options)
         store = ResponseStore(output, checkpoint_fingerprint(args.model), args.resume, rank, world_size)
         if len(store):
@@ -114,6 +102,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     path = write_evaluation(evaluation, output)
     console = Console()
     console.print(results_table(evaluation))
+    console.print(efficiency_table(evaluation.efficiency))
     console.print(f"Results: {path}")
 
 

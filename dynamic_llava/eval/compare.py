@@ -17,11 +17,19 @@ from typing import Any
 import dynamic_llava
 
 from .compare_page import Comparison, Section, render_html, render_markdown
+from .tables import MISSING, scaled
 
 PAPER = Path(dynamic_llava.__file__).resolve().parent.parent / "eval" / "expected" / "paper.json"
 RESULTS = "results.json"
 HIGHER, LOWER = "▲", "▼"
-MISSING = "–"
+COSTS = {
+    "image_tokens_kept": "image tokens kept",
+    "output_tokens_kept": "output tokens kept",
+    "prefill_ms": "prefill ms",
+    "decode_ms": "decode ms",
+    "prefill_flops": "prefill FLOPs",
+    "kv_bytes": "KV bytes",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def compare(runs: Sequence[Run], paper: dict[str, Any], tolerance: float = 0.01)
     sections = [
         _paper_section(runs, paper, tolerance, notes),
         _metrics_section(runs, paper),
+        _efficiency_section(runs),
         _settings_section(runs),
         _costs_section(paper),
     ]
@@ -154,6 +163,26 @@ def _metrics_section(runs: Sequence[Run], paper: dict[str, Any]) -> Section:
         ]
         rows.append([(f"{task} {metric}", ""), *cells])
     return Section("Further metrics", ["Metric", *(run.label for run in runs)], rows)
+
+
+def _efficiency_section(runs: Sequence[Run]) -> Section:
+    """What the answers cost, per request, with the ratio to the first run that has the task."""
+    efficiency = [run.results.get("efficiency", {}) for run in runs]
+    rows = []
+    for task in dict.fromkeys(task for tasks in efficiency for task in tasks):
+        for name, label in COSTS.items():
+            values = [tasks.get(task, {}).get(name) for tasks in efficiency]
+            known = [value for value in values if value is not None]
+            if known:
+                base = values.index(known[0])
+                cells = [
+                    (MISSING, "")
+                    if value is None
+                    else (scaled(value), f"×{value / known[0]:.2f}" if index != base and known[0] else "")
+                    for index, value in enumerate(values)
+                ]
+                rows.append([(f"{task} {label}", ""), *cells])
+    return Section("Cost per request", ["", *(run.label for run in runs)], rows)
 
 
 def _settings_section(runs: Sequence[Run]) -> Section:

@@ -9,37 +9,30 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
+from transformers import StoppingCriteriaList
 
 from ..decisions import PREDICTOR
+from .costs import RequestRecord, Stopwatch
 from .loading import LoadedModel, SparsitySettings, load_model
+from .multi_round import COUNTS, Conversation, hold_conversations, question_of_round
 from .prompts import cut_at_stops, encode_prompts, generation_arguments, stop_strings
 from .responses import ResponseStore, response_key
 
 
 @dataclass(frozen=True)
-class RequestRecord:
-    """What one answer cost: token counts of the prompt (images expanded), its images and the answer."""
-
-    task: str
-    doc_id: int
-    prompt_tokens: int
-    image_tokens: int
-    output_tokens: int
-
-
-@dataclass(frozen=True)
 class Answer:
-    """The text of one answer and what it cost."""
+    """The text of one answer, or those of all rounds, and what it cost."""
 
-    text: str
+    text: str | list[str]
     record: RequestRecord
 
     def stored(self) -> dict[str, Any]:
@@ -51,8 +44,10 @@ class Answer:
         """From what `stored` gave."""
         return cls(row["text"], RequestRecord(**row["record"]))
 
-    def result(self) -> GenerationResult:
+    def result(self) -> GenerationResult | list[str]:
         """As lmms-eval takes it."""
+        if isinstance(self.text, list):
+            return self.text
         counts = TokenCounts(input_tokens=self.record.prompt_tokens, output_tokens=self.record.output_tokens)
         return GenerationResult(self.text, counts)
 
@@ -111,15 +106,25 @@ class DynamicLlava(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer every request, in the order given."""
-        keys = [(r.args[4], r.args[5], json.dumps(r.args[1], sort_keys=True, default=str)) for r in requests]
+        return self._answer_all(requests, self._answer)
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
+        """Hold every conversation: each round is its next turn, answered on the cache of those before it."""
+        return self._answer_all(requests, self._converse)
+
+    def _answer_all(self, requests: Sequence[Instance], answer: Callable[[Sequence[Instance]], list[Answer]]) -> list:
+        """The results of all requests; `answer` takes a batch with the same task, split and generation arguments."""
+        keys = [(*r.args[-2:], json.dumps(r.args[1], sort_keys=True, default=str)) for r in requests]
         batches = plan_batches(keys, [len(r.args[0]) for r in requests], self.batch_size)
         stored_under = self._response_keys(requests) if self.store is not None else []
         answers: dict[int, Answer] = {}
         with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
             for indices in batches:
                 batch = [requests[i] for i in indices]
-                batch_keys = [stored_under[i] for i in indices] if self.store is not None else []
-                found = self._stored_answers(batch, batch_keys) if self.store is not None else self._answer(batch)
+                if self.store is None:
+                    found = answer(batch)
+                else:
+                    found = self._stored_answers(batch, [stored_under[i] for i in indices], answer)
                 answers.update(zip(indices, found, strict=True))
                 self.records += [answer.record for answer in found]
                 bar.update(len(indices))
@@ -130,32 +135,30 @@ class DynamicLlava(lmms):
         if self.world_size == 1:
             return self.records
         parts = [None] * self.world_size if self.rank == 0 else None
-        torch.distributed.gather_object(list(dict.fromkeys(self.records)), parts)
+        torch.distributed.gather_object(list({record.answered: record for record in self.records}.values()), parts)
         return [record for part in parts or [] for record in part]
 
     def _response_keys(self, requests: Sequence[Instance]) -> list[str]:
         """One key per request; a request that is repeated counts up."""
         seen: Counter[str] = Counter()
         keys = []
-        for prompt, gen_kwargs, _, doc_id, task, split in (request.args for request in requests):
+        for prompt, gen_kwargs, *_, doc_id, task, split in (request.args for request in requests):
             key = response_key(task, split, doc_id, prompt, gen_kwargs, asdict(self.settings), self.seed)
             keys.append(key if not seen[key] else f"{key}-{seen[key]}")
             seen[key] += 1
         return keys
 
-    def _stored_answers(self, batch: Sequence[Instance], keys: Sequence[str]) -> list[Answer]:
+    def _stored_answers(
+        self, batch: Sequence[Instance], keys: Sequence[str], answer: Callable[[Sequence[Instance]], list[Answer]]
+    ) -> list[Answer]:
         """The answers of one batch, from the store where it has all of them, else generated and stored."""
         known = self.store.get(keys)
         if known is not None:
             return [Answer.from_stored(row) for row in known]
         torch.manual_seed(int(keys[0][:15], 16) + self.seed)
-        answers = self._answer(batch)
-        self.store.add(keys, [answer.stored() for answer in answers])
+        answers = answer(batch)
+        self.store.add(keys, [one.stored() for one in answers])
         return answers
-
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered."""
-        raise NotImplementedError("dynamic_llava does not run multi-round lmms-eval tasks; use generate_until tasks.")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: lmms-eval 0.7.3 builds these requests wrongly for image tasks."""
@@ -172,20 +175,58 @@ class DynamicLlava(lmms):
         inputs = encode_prompts(self.loaded.processor, [r.args[0] for r in requests], visuals).to(self.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.loaded.model.dtype)
+        arguments = {**generation_arguments(gen_kwargs), **self._call_kwargs}
+        # Beams are not rows: what their cache keeps is not what the answers' rows keep.
+        watched = not self.loaded.is_dense and arguments.get("num_beams", 1) == 1
+        if watched:
+            arguments["return_sparsity"] = True
+        watch = Stopwatch(self.device)
         with torch.inference_mode():
-            sequences = self.loaded.model.generate(**inputs, **generation_arguments(gen_kwargs), **self._call_kwargs)
-        answers = sequences[:, inputs["input_ids"].shape[1] :]
+            output = self.loaded.model.generate(
+                **inputs, **arguments, return_dict_in_generate=True, stopping_criteria=StoppingCriteriaList([watch])
+            )
+        prefill_ms, decode_ms = watch.read()
+        answers = output.sequences[:, inputs["input_ids"].shape[1] :]
         tokenizer = self.loaded.processor.tokenizer
         texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
         stops = stop_strings(gen_kwargs.get("until"))
-        image_tokens = (inputs["input_ids"] == self.loaded.model.config.image_token_id).sum(dim=1).tolist()
-        prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
-        output_tokens = (answers != tokenizer.pad_token_id).sum(dim=1).tolist()
-        records = [
-            RequestRecord(task, r.args[3], prompt, image, output)
-            for r, prompt, image, output in zip(requests, prompt_tokens, image_tokens, output_tokens, strict=True)
+        image_tokens = (inputs["input_ids"] == self.loaded.model.config.image_token_id).sum(dim=1)
+        written = (answers != tokenizer.pad_token_id).sum(dim=1)
+        kept_images, kept_output = image_tokens, written
+        if watched:
+            found = output.sparsity
+            kept_images, kept_output = found.image_tokens_kept, written - found.output_tokens + found.output_tokens_kept
+        columns = (inputs["attention_mask"].sum(dim=1), image_tokens, kept_images, written, kept_output)
+        return [
+            Answer(
+                cut_at_stops(text, stops),
+                RequestRecord(task, r.args[3], *counts, len(requests), prefill_ms, decode_ms),
+            )
+            for r, text, *counts in zip(requests, texts, *(column.tolist() for column in columns), strict=True)
         ]
-        return [Answer(cut_at_stops(text, stops), record) for text, record in zip(texts, records, strict=True)]
+
+    def _converse(self, requests: Sequence[Instance]) -> list[Answer]:
+        """A batch of conversations; all requests share task, split and generation arguments."""
+        *_, task, split = requests[0].args
+        held = []
+        for context, _, doc_to_visual, doc_to_text, doc_id, _, _ in (request.args for request in requests):
+            doc = self.task_dict[task][split][doc_id]
+            held.append(
+                Conversation(context, list(doc_to_visual(doc) or []), partial(question_of_round, doc_to_text, doc))
+            )
+        hold_conversations(self.loaded, held, requests[0].args[1], self._call_kwargs)
+        return [
+            Answer(
+                conversation.answers,
+                RequestRecord(
+                    task,
+                    request.args[4],
+                    *(getattr(conversation, name) for name in COUNTS),
+                    len(requests),
+                ),
+            )
+            for request, conversation in zip(requests, held, strict=True)
+        ]
 
 
 def plan_batches(keys: Sequence[Hashable], lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.collator import LlavaCollator
 from ..data.dataset import LlavaJsonDataset
-from ..token_spans import IGNORE_INDEX, answer_token_mask, image_token_mask
+from ..token_spans import IGNORE_INDEX, image_token_mask
 from .loading import LoadedModel, SparsitySettings
 
 
@@ -118,7 +118,14 @@ def score_answers(
         seed: of the random selectors.
     """
     kwargs = loaded.call_kwargs(settings or SparsitySettings())
-    dataset = LlavaJsonDataset(json_path, image_folder, loaded.processor, max_length=max_length, on_bad_sample="error")
+    dataset = LlavaJsonDataset(
+        json_path,
+        image_folder,
+        loaded.processor,
+        max_length=max_length,
+        on_bad_sample="error",
+        output_turns="all",
+    )
     if limit is not None:
         dataset = Subset(dataset, range(min(limit, len(dataset))))
     collator = LlavaCollator(loaded.processor, padding_side="right")
@@ -132,11 +139,30 @@ def score_answers(
     return AnswerScores(tuple(scores))
 
 
+def judged_tokens(input_ids: Tensor, answers: Tensor, end_token: int) -> Tensor:
+    """Output tokens of cached decoding that goes on from turn to turn.
+
+    The end token of an earlier answer is fed together with the next question, and so is not judged.
+
+    Args:
+        input_ids: `(B, N)` long.
+        answers: `(B, N)` bool, true on every answer with its end token.
+        end_token: id of the end token.
+
+    Returns:
+        `(B, N)` bool.
+    """
+    later = answers.flip(-1).cumsum(dim=-1).flip(-1) - answers.long()
+    return answers & ~((input_ids == end_token) & (later > 0))
+
+
 def _score_batch(loaded: LoadedModel, batch: dict[str, Tensor], kwargs: dict) -> list[SampleScore]:
+    answer = judged_tokens(batch["input_ids"], batch.pop("output_mask"), loaded.processor.tokenizer.eos_token_id)
+    if not loaded.is_dense:
+        kwargs = {**kwargs, "output_mask": answer}
     output = loaded.model(**batch, **kwargs)
     labels, present = batch["labels"], batch["attention_mask"].bool()
     image = image_token_mask(batch["input_ids"], loaded.model.config.image_token_id) & present
-    answer = answer_token_mask(labels, present)
     # No mask (a dense model, or a part that this call does not judge) means that everything is kept.
     masks = (getattr(output, name, None) for name in ("image_keep_mask", "output_keep_mask"))
     kept_image, kept_output = (present if mask is None else mask.bool() for mask in masks)

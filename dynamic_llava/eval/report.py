@@ -20,15 +20,15 @@ from rich.table import Table
 
 from ..decisions import PREDICTOR
 from ..efficiency.flops import image_tokens_per_image, kv_cache_bytes, predictor_flops, prefill_flops
+from .conversations import FILES, data_root, data_root_at, read_documents
 from .loading import LoadedModel, SparsitySettings, environment, load_model
 from .perplexity import AnswerScores, score_answers
 from .report_html import COLUMNS, format_cells, render_html
-from .runner import PERPLEXITY_FILES, SHAPES_FILES, EvaluationOptions, check_data, evaluate_tasks, shapes_root_at
-from .shapes_task import read_documents, shapes_root
+from .runner import EvaluationOptions, check_data, evaluate_tasks
 from .viz import PatchView, WordView, patch_sheet, view_patches, view_words, word_sheet
 
 VQA_TASK = "shapes_vqa"
-DESCRIBE_FILE = PERPLEXITY_FILES["shapes_describe"]
+DESCRIBE_TASK = "shapes_describe"
 PATCH_VIEWS = 4
 
 
@@ -66,9 +66,15 @@ def evaluate_row(
     started = time.perf_counter()
     settings = row.settings_for(loaded)
     evaluation = evaluate_tasks(loaded, settings, options)
-    root = shapes_root()
+    root = data_root()
     scores = score_answers(
-        loaded, root / DESCRIBE_FILE, root, settings, options.batch_size, num_descriptions, seed=options.seed
+        loaded,
+        FILES[DESCRIBE_TASK].require(root),
+        root,
+        settings,
+        options.batch_size,
+        num_descriptions,
+        seed=options.seed,
     )
     accuracy = evaluation.metrics[VQA_TASK]
     return {
@@ -118,10 +124,10 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> list[PatchView]:
     """Kept patches, learned and random, of the first held-out pictures, each with another kind of question."""
-    root = shapes_root()
+    root = data_root()
     chosen: dict[str, dict[str, str]] = {}
     seen: set[str] = set()
-    for document in read_documents(root, SHAPES_FILES[VQA_TASK]):
+    for document in read_documents(root, VQA_TASK):
         if document["kind"] not in chosen and document["image"] not in seen:
             chosen[document["kind"]] = document
             seen.add(document["image"])
@@ -133,8 +139,8 @@ def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> lis
 
 def word_view(loaded: LoadedModel) -> WordView:
     """Kept words of the description that the model writes for the first held-out picture."""
-    root = shapes_root()
-    document = read_documents(root, DESCRIBE_FILE)[0]
+    root = data_root()
+    document = read_documents(root, DESCRIBE_TASK)[0]
     return view_words(loaded, _open(root / document["image"]), document["question"])
 
 
@@ -176,7 +182,7 @@ def make_report(
     Raises:
         ValueError: `base` is not dense, or `run` is.
     """
-    check_data(list(SHAPES_FILES))
+    check_data([VQA_TASK, DESCRIBE_TASK])
     loaded = {True: load_model(base, dtype, device), False: load_model(run, dtype, device)}
     for dense, model in loaded.items():
         if model.is_dense != dense:
@@ -191,7 +197,7 @@ def make_report(
     report = {
         "run": run,
         "base": base,
-        "data_root": str(shapes_root()),
+        "data_root": str(data_root()),
         "options": {**asdict(options), "num_descriptions": num_descriptions},
         "sparsity": loaded[False].model.config.to_dict()["sparsity"],
         "environment": environment(loaded[False]),
@@ -233,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     options = EvaluationOptions((VQA_TASK,), args.batch_size, args.limit, args.seed, args.tasks_dir)
     try:
-        with shapes_root_at(args.data_root):
+        with data_root_at(args.data_root):
             output = args.output or f"{args.run}/report"
             make_report(args.run, args.base, output, options, args.descriptions, args.dtype, args.device)
     except (ValueError, FileNotFoundError) as error:

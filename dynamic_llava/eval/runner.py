@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,19 +13,19 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from tenacity import RetryError
 
+from .conversations import FILES, data_root
+from .costs import summarize
+from .generation_metrics import corpus_metrics, table_3
 from .lmms_model import DynamicLlava
 from .loading import LoadedModel, SparsitySettings
 from .local.prepare import local_files, require_ocr_tokens
+from .meteor import require_wordnet
 from .perplexity import score_answers
 from .responses import ResponseStore
-from .shapes_task import ROOT_VARIABLE, require_shapes, shapes_root
 from .tasks import BenchmarkTasks, check_hub_access, leaf_tasks, task_manager_for
 
-# The split whose answers are scored beside each task.
-PERPLEXITY_FILES = {"shapes_describe": "test_describe.json"}
 # The one task whose prompt LLaVA's papers write otherwise than lmms-eval.
 OCR_TASK = "textvqa_val"
-SHAPES_FILES = {"shapes_vqa": "test_vqa.json", **PERPLEXITY_FILES}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ class EvaluationOptions:
 
 @dataclass
 class Evaluation:
-    """Results with the settings that made them. `metrics` maps task -> metric -> value, `samples` task -> documents.
+    """Results with the settings that made them. `metrics` maps task -> metric -> value, `samples` task -> documents,
+    `efficiency` task -> what `costs.summarize` gives.
 
     `dense` tells the baseline, a stock LLaVA, from a model that drops tokens.
     """
@@ -67,6 +66,7 @@ class Evaluation:
     lmms_eval_version: str
     samples: dict[str, list[dict[str, Any]]] = field(repr=False)
     records: list[dict[str, Any]] = field(repr=False)
+    efficiency: dict[str, dict[str, float | None]] = field(default_factory=dict)
     dense: bool = False
 
     def summary(self) -> dict[str, Any]:
@@ -77,29 +77,19 @@ class Evaluation:
             "settings": asdict(self.settings),
             "options": asdict(self.options),
             "metrics": self.metrics,
+            "efficiency": self.efficiency,
             "lmms_eval_version": self.lmms_eval_version,
         }
 
 
-@contextmanager
-def shapes_root_at(root: str | Path | None):
-    """Let the shapes tasks read `root`; None leaves the environment as it is."""
-    before = os.environ.get(ROOT_VARIABLE)
-    if root is not None:
-        os.environ[ROOT_VARIABLE] = str(root)
-    try:
-        yield
-    finally:
-        os.environ.pop(ROOT_VARIABLE, None)
-        if before is not None:
-            os.environ[ROOT_VARIABLE] = before
-
-
 def check_data(tasks: Sequence[str]) -> None:
-    """`FileNotFoundError` where the data of a shapes task is missing, before a model is loaded."""
+    """`FileNotFoundError` where the data of a task in conversation JSON is missing, before a model is loaded; so it is
+    where generated answers are compared by METEOR and its word lists are missing."""
     for task in tasks:
-        if task in SHAPES_FILES:
-            require_shapes(shapes_root(), SHAPES_FILES[task])
+        if task in FILES:
+            FILES[task].require(data_root())
+            if FILES[task].meteor:
+                require_wordnet()
 
 
 def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
@@ -155,7 +145,7 @@ def evaluate_tasks(
     output: Path | None = None,
     store: ResponseStore | None = None,
 ) -> Evaluation | None:
-    """Run lmms-eval on `options.tasks`, and score the descriptions where `shapes_describe` is among them.
+    """Run lmms-eval on `options.tasks`, and score the reference answers of those that have long ones.
 
     Args:
         loaded, settings, options: what is evaluated and how.
@@ -174,17 +164,20 @@ def evaluate_tasks(
         return None
     metrics = task_metrics(results, options.tasks)
     for task in options.tasks:
-        if task in PERPLEXITY_FILES:
+        if task in FILES and FILES[task].scored:
             scores = score_answers(
                 loaded,
-                shapes_root() / PERPLEXITY_FILES[task],
-                shapes_root(),
+                FILES[task].require(data_root()),
+                data_root(),
                 settings,
                 batch_size=options.batch_size,
                 limit=options.limit,
                 seed=options.seed,
             )
-            metrics.setdefault(task, {}).update(scores.summary())
+            found = metrics.setdefault(task, {})
+            found.update(scores.summary())
+            if FILES[task].meteor:
+                found.update(**table_3(loaded, scores), **corpus_metrics(results["samples"][task]))
     return Evaluation(
         loaded.path,
         settings,
@@ -193,19 +186,20 @@ def evaluate_tasks(
         version("lmms_eval"),
         results["samples"],
         [asdict(record) for record in records],
+        in_order(summarize(records, loaded, settings), options.tasks),
         loaded.is_dense,
     )
 
 
 def task_metrics(results: dict[str, Any], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Task -> metric -> value of lmms-eval's results, in the order asked for."""
-    found = results["results"]
-    return {task: numeric_metrics(found[task]) for task in sorted(found, key=_order(tasks))}
+    found = {task: numeric_metrics(values) for task, values in results["results"].items()}
+    return in_order(found, tasks)
 
 
-def _order(tasks: Sequence[str]) -> Callable[[str], int]:
-    """Sort key that keeps the tasks asked for in their order; members of a group come last."""
-    return lambda name: tasks.index(name) if name in tasks else len(tasks)
+def in_order(found: dict[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    """`found` with the tasks asked for in their order; members of a group come last."""
+    return {name: found[name] for name in sorted(found, key=lambda n: tasks.index(n) if n in tasks else len(tasks))}
 
 
 def numeric_metrics(values: dict[str, Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import dynamic_llava
 
 from .local.task import MODEL_NAME, local_config
 from .mmbench_static import aggregate_cn_static
-from .names import SHORT_NAMES, STATIC_SCORERS, stock_folders
+from .names import OWN_TASKS, SHORT_NAMES, STATIC_SCORERS, stock_folders
 
 DEFAULT_TASKS_DIR = Path(dynamic_llava.__file__).resolve().parent.parent / "eval" / "tasks"
 STOCK_TASKS_DIR = Path(lmms_eval.tasks.__file__).parent
@@ -96,7 +96,7 @@ def task_manager_for(
     manager = BenchmarkTasks([str(folder), *stock], not stock, local, overrides)
     for name in names:
         if name not in manager.task_index:
-            near = difflib.get_close_matches(name, [*SHORT_NAMES, *manager.all_tasks], n=4, cutoff=0.5)
+            near = difflib.get_close_matches(name, [*SHORT_NAMES, *OWN_TASKS, *manager.all_tasks], n=4, cutoff=0.5)
             near = list(dict.fromkeys(near))
             offer = f"did you mean {', '.join(near)}?" if near else "`python -m lmms_eval --tasks list` shows all."
             raise ValueError(f"Unknown task {name!r}: {offer}")

@@ -6,6 +6,7 @@ from lmms_eval.models import get_model
 from PIL import Image
 
 from dynamic_llava.data.conversation import encode_conversation, parse_turns
+from dynamic_llava.eval.conversations import data_root_at
 from dynamic_llava.eval.lmms_model import DynamicLlava, plan_batches
 from dynamic_llava.eval.loading import SparsitySettings
 from dynamic_llava.eval.prompts import (
@@ -15,13 +16,13 @@ from dynamic_llava.eval.prompts import (
     generation_arguments,
     stop_strings,
 )
-from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks, shapes_root_at
+from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks
 from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 
 
 def answers(loaded, folder: Path, batch_size: int, settings: SparsitySettings, *tasks: str) -> dict[str, list[str]]:
     options = EvaluationOptions(tasks or ("shapes_vqa",), batch_size)
-    with shapes_root_at(folder):
+    with data_root_at(folder):
         evaluation = evaluate_tasks(loaded, settings, options)
     return {
         task: [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
@@ -53,7 +54,7 @@ def test_settings_reach_the_model(run, shapes_folder):
 
 
 def test_records_count_tokens(run, shapes_folder):
-    with shapes_root_at(shapes_folder):
+    with data_root_at(shapes_folder):
         evaluation = evaluate_tasks(run, SparsitySettings(), EvaluationOptions(("shapes_vqa",), 4))
     assert {record["image_tokens"] for record in evaluation.records} == {64}
     by_doc = {record["doc_id"]: record for record in evaluation.records}
@@ -120,8 +121,6 @@ def test_unsupported_requests_say_so(run):
     lm = DynamicLlava(run)
     with pytest.raises(NotImplementedError, match="loglikelihood"):
         lm.loglikelihood([])
-    with pytest.raises(NotImplementedError, match="multi-round"):
-        lm.generate_until_multi_round([])
 
 
 def test_wrong_arguments(run, dense):

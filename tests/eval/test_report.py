@@ -4,16 +4,17 @@ import re
 import pytest
 from PIL import Image
 
+from dynamic_llava.eval.conversations import data_root_at
 from dynamic_llava.eval.report import ROWS, VQA_TASK, main, make_report
 from dynamic_llava.eval.report_html import scaled
-from dynamic_llava.eval.runner import EvaluationOptions, numeric_metrics, shapes_root_at
+from dynamic_llava.eval.runner import EvaluationOptions, numeric_metrics
 from dynamic_llava.eval.viz import PAPER, draw_patches, text_pieces
 
 
 @pytest.fixture(scope="module")
 def report(run_folder, dense_folder, shapes_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    with shapes_root_at(shapes_folder):
+    with data_root_at(shapes_folder):
         make_report(str(run_folder), str(dense_folder), folder, EvaluationOptions((VQA_TASK,), batch_size=4))
     return folder
 

@@ -1,7 +1,13 @@
 """Answers are kept as they come; a run that was cut off goes on with identical results."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -12,6 +18,21 @@ from dynamic_llava.eval.lmms_model import DynamicLlava
 from dynamic_llava.eval.responses import ResponseStore, checkpoint_fingerprint, response_key
 
 BATCH = "3"
+CLOCK = re.compile(r'"(prefill|decode)_ms": [^,}]+')
+
+
+# The command with half a second of waiting before each batch.
+SLOW = """
+import sys, time
+from dynamic_llava.eval.__main__ import main
+from dynamic_llava.eval.lmms_model import DynamicLlava
+answer = DynamicLlava._answer
+def slow(self, requests):
+    time.sleep(0.5)
+    return answer(self, requests)
+DynamicLlava._answer = slow
+sys.exit(main())
+"""
 
 
 @pytest.fixture
@@ -26,9 +47,9 @@ def evaluate(run_folder, shapes_folder):
 
 
 def written(folder) -> dict[str, str]:
-    """The files of an evaluation whose content must not depend on how it came about."""
+    """The files of an evaluation whose content must not depend on how it came about, but for the clock's figures."""
     names = ["results.json", "requests.jsonl", "samples_shapes_vqa.jsonl", "samples_shapes_describe.jsonl"]
-    return {name: (folder / name).read_text() for name in names}
+    return {name: CLOCK.sub("", (folder / name).read_text()) for name in names}
 
 
 @pytest.fixture
@@ -68,6 +89,36 @@ def test_cut_off_and_resumed_is_the_same(evaluate, stop_after, tmp_path, options
     answered = stop_after(0)
     assert evaluate(parts, *options, "--resume") == 0
     assert answered == []
+
+
+def test_killed_and_resumed_is_the_same(run_folder, shapes_folder, evaluate, tmp_path):
+    """SIGKILL as soon as some answers are on disk; at most the batch at work is answered again."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert evaluate(whole) == 0
+    # A model that is slowed down, so that the kill falls between two batches.
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    options = ["--data-root", str(shapes_folder), "--tasks", "shapes_vqa,shapes_describe", "--batch-size", BATCH]
+    command = [sys.executable, str(script), "--model", str(run_folder), *options, "--output", str(parts)]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **silent)
+    responses, deadline = parts / "responses.jsonl", time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        if responses.exists() and len(responses.read_bytes().splitlines()) > 3:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "ended before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(responses.read_bytes().splitlines()) - 1
+    assert 3 <= kept < 12
+    assert not (parts / "results.json").exists()
+    subprocess.run(
+        [*command[:1], "-m", "dynamic_llava.eval", *command[2:], "--resume"], check=True, capture_output=True
+    )
+    assert written(parts) == written(whole)
+    keys = [json.loads(line)["key"] for line in responses.read_text().splitlines()[1:]]
+    assert len(keys) - len(set(keys)) < int(BATCH), "answers that were there are not made again"
 
 
 def test_other_settings_are_answered_anew(evaluate, stop_after, tmp_path, capsys):

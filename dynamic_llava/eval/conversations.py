@@ -1,0 +1,148 @@
+"""The lmms-eval task of benchmarks in LLaVA's conversation JSON: the shapes, the paper's generation benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lmms_eval.api.task import ConfigurableTask
+from PIL import Image
+
+ROOT_VARIABLE = "DYNAMIC_LLAVA_DATA_ROOT"
+DEFAULT_ROOT = "data/shapes"
+SHAPES_BUILD = "python -m dynamic_llava.data.shapes --output {root}"
+GENERATION_BUILD = "python eval/build_generation_benchmarks.py --output {root} ..."
+
+
+@dataclass(frozen=True)
+class ConversationFile:
+    """The file of a task below the data root, and the command that makes it.
+
+    `scored` tells that the perplexity of its answers is reported, `meteor` that generated ones are compared with them.
+    """
+
+    name: str
+    build: str
+    scored: bool = False
+    meteor: bool = False
+
+    def require(self, root: Path) -> Path:
+        """Its path below `root`; `FileNotFoundError` with the command that builds it."""
+        path = root / self.name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"No data: {path} is missing. Build it with `{self.build.format(root=root)}`, "
+                f"or point --data-root (or ${ROOT_VARIABLE}) to it."
+            )
+        return path
+
+
+FILES = {
+    "shapes_vqa": ConversationFile("test_vqa.json", SHAPES_BUILD),
+    "shapes_describe": ConversationFile("test_describe.json", SHAPES_BUILD, scored=True),
+    **{
+        name: ConversationFile(f"{name}.json", GENERATION_BUILD, scored=True, meteor=True)
+        for name in ("lvis_vqa", "lvis_vqa_multi", "sharegpt4v_vqa")
+    },
+}
+
+
+def data_root() -> Path:
+    """The folder of these files: `$DYNAMIC_LLAVA_DATA_ROOT`, else `data/shapes`."""
+    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+@contextmanager
+def data_root_at(root: str | Path | None) -> Iterator[None]:
+    """Let the tasks read `root`; None leaves the environment as it is."""
+    before = os.environ.get(ROOT_VARIABLE)
+    if root is not None:
+        os.environ[ROOT_VARIABLE] = str(root)
+    try:
+        yield
+    finally:
+        os.environ.pop(ROOT_VARIABLE, None)
+        if before is not None:
+            os.environ[ROOT_VARIABLE] = before
+
+
+def read_documents(root: Path, task: str) -> list[dict[str, Any]]:
+    """One document (id, image, kind, questions, answers) per conversation of a task's file; `question` and `answer` are
+    those of the first round.
+
+    Raises:
+        FileNotFoundError: the file, or a picture that it names, is missing.
+        ValueError: a conversation is not questions and answers in turn, about one picture.
+    """
+    path = FILES[task].require(root)
+    try:
+        samples = json.loads(path.read_text(encoding="utf-8"))
+        return [_document(root, sample) for sample in samples]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not LLaVA conversation JSON about one picture each ({error!r}).") from error
+
+
+def _document(root: Path, sample: dict[str, Any]) -> dict[str, Any]:
+    turns = [turn["from"] for turn in sample["conversations"]]
+    if not turns or turns != ["human", "gpt"] * (len(turns) // 2):
+        raise ValueError(f"Sample {sample['id']!r} has the turns {turns}; questions and answers must alternate.")
+    picture = root / sample["image"]
+    if not picture.is_file():
+        raise FileNotFoundError(f"Sample {sample['id']!r} names a missing picture: {picture}.")
+    texts = [turn["value"].replace("<image>", "").strip() for turn in sample["conversations"]]
+    if not all(texts):
+        raise ValueError(f"Sample {sample['id']!r} has an empty question or answer; remove it.")
+    return {
+        "id": str(sample["id"]),
+        "image": sample["image"],
+        "kind": sample.get("kind", ""),
+        "questions": texts[::2],
+        "answers": texts[1::2],
+        "question": texts[0],
+        "answer": texts[1],
+    }
+
+
+def next_question(
+    doc: dict[str, Any],
+    lmms_eval_specific_kwargs: dict | None = None,
+    round_idx: int = 0,
+    previous_output: list[str] | None = None,
+    previous_round_info: Any = None,
+) -> str | tuple[list, str | None, bool, list[str], Any]:
+    """lmms-eval's protocol of several rounds: the first question, then pictures, question, whether that was all, the
+    answers so far, and nothing to carry on."""
+    if round_idx == 0:
+        return doc["questions"][0]
+    ended = round_idx >= len(doc["questions"])
+    return [], None if ended else doc["questions"][round_idx], ended, list(previous_output or []), None
+
+
+class ConversationTask(ConfigurableTask):
+    """A YAML task named in `FILES`, read from a local folder.
+
+    Changes from `ConfigurableTask`:
+        - `download` reads the JSON below `data_root()`: no hub, no cache folder, no retries on a missing file.
+        - `doc_to_visual` opens the picture below the same root.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.root = data_root()
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def download(self, dataset_kwargs: dict[str, Any] | None) -> None:
+        """Fill `dataset` and `dataset_no_image`; the documents hold paths, so that both are the same."""
+        documents = datasets.Dataset.from_list(read_documents(self.root, self.config.task))
+        self.dataset = datasets.DatasetDict({self.config.test_split: documents})
+        self.dataset_no_image = self.dataset
+
+    def doc_to_visual(self, doc: dict[str, Any]) -> list[Image.Image]:
+        """The one picture of the document."""
+        with Image.open(self.root / doc["image"]) as picture:
+            return [picture.convert("RGB")]
