@@ -212,6 +212,7 @@ class DynamicLlavaForConditionalGeneration(
             output_keep_rate: drive each row's kept fraction of output tokens to this value, in (0, 1], by an online
                 threshold on the keep probability (`functional.steered_keep_mask`); None leaves the learned decisions.
             prompt_length: columns from here on were generated (decoding without a cache).
+            logits_to_keep: compute the logits of so many last positions, 0 for all; with labels the loss is theirs.
             output_mask: `(B, N)` bool, with labels: the output tokens, where they are not the last answer alone.
             num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
 
@@ -226,6 +227,8 @@ class DynamicLlavaForConditionalGeneration(
         if labels is not None:
             if past_key_values is not None:
                 raise ValueError("labels are scored in one forward without a cache; pass labels or past_key_values.")
+            if not isinstance(logits_to_keep, int):
+                raise ValueError("With labels logits_to_keep is a number of last positions; leave the tensor out.")
             use_cache = False
         options = SparsityOptions.resolve(
             self.config.sparsity,
@@ -262,7 +265,7 @@ class DynamicLlavaForConditionalGeneration(
         decision = outputs.decision
         loss = lm_loss = None
         if labels is not None:
-            loss = lm_loss = self._lm_loss(logits, labels, num_items_in_batch)
+            loss = lm_loss = self._lm_loss(logits, labels[:, -logits_to_keep:], num_items_in_batch)
             for budget in (decision.image_budget_loss, decision.output_budget_loss, decision.instruct_budget_loss):
                 if budget is not None:
                     loss = loss + self.config.sparsity.budget_weight * budget

@@ -118,6 +118,27 @@ def test_scoring_equals_stepwise_cached_decoding(attention, side):
     assert False in decisions
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_scores_of_the_last_positions_alone(side):
+    model = tiny_model()
+    batch = training_batch(side)
+    first = int((batch["labels"] != -100).any(dim=0).long().argmax())
+    last = batch["labels"].shape[1] - first + 1
+    with torch.no_grad():
+        whole = model(**batch)
+        part = model(**batch, logits_to_keep=last)
+    torch.testing.assert_close(part.logits, whole.logits[:, -last:], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(part.loss, whole.loss, atol=1e-6, rtol=1e-6)
+    with torch.no_grad():
+        fewer = model(**batch, logits_to_keep=4)
+        labels = torch.full_like(batch["labels"], -100)
+        labels[:, -3:] = batch["labels"][:, -3:]
+        expected = torch.nn.functional.cross_entropy(whole.logits[:, :-1].mT, labels[:, 1:])
+    torch.testing.assert_close(fewer.lm_loss, expected, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="logits_to_keep is a number"):
+        model(**batch, logits_to_keep=torch.tensor([3]))
+
+
 def training_batch(side="right"):
     rows, images = mixed_prompts()
     answers = [words(9, 30), words(5, 31), words(2, 32), []]

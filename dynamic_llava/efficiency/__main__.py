@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.efficiency flops|measure|train`: what dense LLaVA and Dynamic-LLaVA cost.
+"""`python -m dynamic_llava.efficiency flops|measure|train|score`: what dense LLaVA and Dynamic-LLaVA cost.
 
 python -m dynamic_llava.efficiency flops --shape 13b --image-keep-rate 0.2
 python -m dynamic_llava.efficiency measure --output runs/efficiency
@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import flops_report, measure, train_step
+from . import flops_report, measure, scoring, train_step
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("flops", flops_report, "count FLOPs and KV bytes; needs no weights"),
         ("measure", measure, "time and memory of stock LLaVA and ours on the same random weights"),
         ("train", train_step, "time and memory of a training step of both"),
+        ("score", scoring, "perplexity of an answer in one forward against cached decoding"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         module.add_arguments(command)

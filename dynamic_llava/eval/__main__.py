@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="torch device; default: the GPU where there is one")
     parser.add_argument("--seed", type=int, default=0, help="seed of random selectors")
     parser.add_argument("--data-root", help="documents made by eval/prepare_data.py; also the shapes (data/shapes)")
-    parser.add_argument("--textvqa-ocr", action="store_true", help="OCR tokens in TextVQA's prompts, as in the papers")
+    parser.add_argument("--llava-prompts", action="store_true", help="ask as LLaVA's scripts do: TextVQA, MMBench, ...")
     parser.add_argument("--tasks-dir", help="folder of task YAML (default eval/tasks of the repository)")
     parser.add_argument("--output", help="folder for results.json and samples (default MODEL/eval)")
     parser.add_argument("--resume", action="store_true", help="take over the answers in OUTPUT/responses.jsonl")
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         args.output_keep_rate,
     )
     options = EvaluationOptions(
-        tasks, args.batch_size, args.limit, args.seed, args.tasks_dir, args.data_root, args.textvqa_ocr
+        tasks, args.batch_size, args.limit, args.seed, args.tasks_dir, args.data_root, args.llava_prompts
     )
     output = Path(args.output or f"{args.model}/eval")
     with data_root_at(args.data_root):

@@ -17,8 +17,10 @@ from typing import Any
 import dynamic_llava
 
 from .compare_page import Comparison, Section, render_html, render_markdown
+from .llava_prompts import OCR_TASK, TEXTS
 from .tables import MISSING, scaled
 
+ASKED_OTHERWISE = {OCR_TASK, *TEXTS}
 PAPER = Path(dynamic_llava.__file__).resolve().parent.parent / "eval" / "expected" / "paper.json"
 RESULTS = "results.json"
 HIGHER, LOWER = "▲", "▼"
@@ -129,8 +131,8 @@ def _measured(run: Run, benchmark: dict[str, Any], notes: list[str]) -> float | 
         if value is not None:
             if measure["note"]:
                 notes.append(f"{benchmark['name']} here: {measure['note']}.")
-            if measure["task"] == "textvqa_val" and not run.results["options"].get("textvqa_ocr"):
-                notes.append(f"{run.label}: TextVQA without OCR tokens; --textvqa-ocr writes the paper's prompts.")
+            if measure["task"] in ASKED_OTHERWISE and not run.results["options"].get("llava_prompts"):
+                notes.append(f"{run.label}: {benchmark['name']} by lmms-eval's prompt; --llava-prompts writes LLaVA's.")
             return value * measure["scale"]
     return None
 

@@ -158,16 +158,20 @@ def judged_tokens(input_ids: Tensor, answers: Tensor, end_token: int) -> Tensor:
 
 def _score_batch(loaded: LoadedModel, batch: dict[str, Tensor], kwargs: dict) -> list[SampleScore]:
     answer = judged_tokens(batch["input_ids"], batch.pop("output_mask"), loaded.processor.tokenizer.eos_token_id)
-    if not loaded.is_dense:
-        kwargs = {**kwargs, "output_mask": answer}
-    output = loaded.model(**batch, **kwargs)
     labels, present = batch["labels"], batch["attention_mask"].bool()
+    # The head is asked from the token in front of the first answer of the batch on.
+    start = max(int((labels != IGNORE_INDEX).any(dim=0).long().argmax()) - 1, 0)
+    if loaded.is_dense:
+        batch.pop("labels")
+    else:
+        kwargs = {**kwargs, "output_mask": answer}
+    output = loaded.model(**batch, **kwargs, use_cache=False, logits_to_keep=labels.shape[1] - start)
     image = image_token_mask(batch["input_ids"], loaded.model.config.image_token_id) & present
     # No mask (a dense model, or a part that this call does not judge) means that everything is kept.
     masks = (getattr(output, name, None) for name in ("image_keep_mask", "output_keep_mask"))
     kept_image, kept_output = (present if mask is None else mask.bool() for mask in masks)
     columns = {
-        "nll": token_nll(output.logits, labels),
+        "nll": token_nll(output.logits, labels[:, start:]),
         "scored_tokens": labels[:, 1:] != IGNORE_INDEX,
         "image_tokens": image,
         "image_tokens_kept": image & kept_image,

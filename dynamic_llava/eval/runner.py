@@ -16,6 +16,7 @@ from tenacity import RetryError
 from .conversations import FILES, data_root
 from .costs import summarize
 from .generation_metrics import corpus_metrics, table_3
+from .llava_prompts import OCR_TASK
 from .lmms_model import DynamicLlava
 from .loading import LoadedModel, SparsitySettings
 from .local.prepare import local_files, require_ocr_tokens
@@ -23,9 +24,6 @@ from .meteor import require_wordnet
 from .perplexity import score_answers
 from .responses import ResponseStore
 from .tasks import BenchmarkTasks, check_hub_access, leaf_tasks, task_manager_for
-
-# The one task whose prompt LLaVA's papers write otherwise than lmms-eval.
-OCR_TASK = "textvqa_val"
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class EvaluationOptions:
         seed: of the random selectors; the same seed and batch size repeat an evaluation.
         tasks_dir: folder of task YAML, see `task_manager_for`.
         data_root: folder of prepared documents that stock tasks read in place of the hub, see `local_files`.
-        textvqa_ocr: give TextVQA's prompts the OCR tokens, as LLaVA does.
+        llava_prompts: ask as LLaVA's own scripts do where lmms-eval asks otherwise, see `llava_prompts`.
     """
 
     tasks: tuple[str, ...]
@@ -48,7 +46,7 @@ class EvaluationOptions:
     seed: int = 0
     tasks_dir: str | None = None
     data_root: str | None = None
-    textvqa_ocr: bool = False
+    llava_prompts: bool = False
 
 
 @dataclass
@@ -100,14 +98,13 @@ def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
         ValueError: an unknown task, an incomplete document, half a pair of questions, or no hub token where one is
             needed.
     """
-    overrides = {OCR_TASK: {"ocr": True}} if options.textvqa_ocr else {}
-    manager = task_manager_for(options.tasks, options.tasks_dir, overrides=overrides)
+    manager = task_manager_for(options.tasks, options.tasks_dir, llava_prompts=options.llava_prompts)
     check_data(options.tasks)
     leaves = [leaf for task in options.tasks for leaf in leaf_tasks(manager, task)]
     if "mme" in leaves and (options.limit or 0) % 2:
         raise ValueError(f"MME scores pairs of questions; --limit must be even, got {options.limit}.")
     manager.local = local_files(options.data_root, leaves)
-    if options.textvqa_ocr and OCR_TASK in manager.local:
+    if options.llava_prompts and OCR_TASK in manager.local:
         require_ocr_tokens(manager.local[OCR_TASK])
     check_hub_access(manager, options.tasks)
     return manager

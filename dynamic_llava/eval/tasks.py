@@ -16,6 +16,7 @@ from lmms_eval.utils import load_yaml_config
 
 import dynamic_llava
 
+from .llava_prompts import with_llava_prompt
 from .local.task import MODEL_NAME, local_config
 from .mmbench_static import aggregate_cn_static
 from .names import OWN_TASKS, SHORT_NAMES, STATIC_SCORERS, stock_folders
@@ -32,7 +33,7 @@ class BenchmarkTasks(TaskManager):
     Changes from `TaskManager`:
         - a task named in `local` reads that file of JSON lines in place of its dataset.
         - `mmbench_cn_dev_static` is `mmbench_cn_dev` with the static scorer, which lmms-eval has for English only.
-        - `overrides` replaces entries of `lmms_eval_specific_kwargs` (the prompt's parts) of single tasks.
+        - `llava_prompts` asks as LLaVA's own scripts do, see `llava_prompts`.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class BenchmarkTasks(TaskManager):
         include_path: list[str],
         include_defaults: bool,
         local: Mapping[str, Path] | None = None,
-        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        llava_prompts: bool = False,
     ) -> None:
         self.local = dict(local or {})
-        self.overrides = dict(overrides or {})
+        self.llava_prompts = llava_prompts
         super().__init__(include_path=include_path, include_defaults=include_defaults, model_name=MODEL_NAME)
 
     def initialize_tasks(self, include_path: list[str] | None = None, include_defaults: bool = True) -> dict[str, Any]:
@@ -58,10 +59,8 @@ class BenchmarkTasks(TaskManager):
         if name == CN_STATIC:
             metric = {"metric": "gpt_eval_score", "aggregation": aggregate_cn_static, "higher_is_better": True}
             config = {**config, "task": CN_STATIC, "metric_list": [metric, *config["metric_list"][1:]]}
-        if name in self.overrides:
-            prompt = config.get("lmms_eval_specific_kwargs") or {}
-            default = {**prompt.get("default", {}), **self.overrides[name]}
-            config = {**config, "lmms_eval_specific_kwargs": {**prompt, "default": default}}
+        if self.llava_prompts:
+            config = with_llava_prompt(name, config)
         return local_config(config, self.local[name]) if name in self.local else config
 
 
@@ -69,14 +68,14 @@ def task_manager_for(
     names: Sequence[str],
     tasks_dir: str | Path | None = None,
     local: Mapping[str, Path] | None = None,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    llava_prompts: bool = False,
 ) -> BenchmarkTasks:
     """A task manager that knows all of `names`; indexing lmms-eval's own 2,000 tasks only where needed.
 
     Args:
         names: task, group or tag names.
         tasks_dir: folder of our task YAML; None means `eval/tasks` beside the package.
-        local, overrides: see `BenchmarkTasks`.
+        local, llava_prompts: see `BenchmarkTasks`.
 
     Raises:
         FileNotFoundError: the folder holds no task files.
@@ -87,13 +86,13 @@ def task_manager_for(
         raise FileNotFoundError(f"No task files in {folder}; pass --tasks-dir with the repository's eval/tasks folder.")
     if not names:
         raise ValueError("No task given; pass for example --tasks shapes_vqa,shapes_describe.")
-    manager = BenchmarkTasks([str(folder)], False, local, overrides)
+    manager = BenchmarkTasks([str(folder)], False, local, llava_prompts)
     missing = [name for name in names if name not in manager.task_index]
     if not missing:
         return manager
     folders = stock_folders(missing)
     stock = [] if folders is None else [str(STOCK_TASKS_DIR / name) for name in folders]
-    manager = BenchmarkTasks([str(folder), *stock], not stock, local, overrides)
+    manager = BenchmarkTasks([str(folder), *stock], not stock, local, llava_prompts)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, [*SHORT_NAMES, *OWN_TASKS, *manager.all_tasks], n=4, cutoff=0.5)

@@ -69,6 +69,8 @@ def test_flops_of_a_folder(tmp_path, capsys, stock):
         (["measure", "--batch-sizes", "0"], "--batch-sizes"),
         (["measure", "--image-keep-rate", "2"], "(0, 1]"),
         (["measure", "--steps", "0"], "--steps"),
+        (["score", "--output-tokens", "1"], "--output-tokens must be at least 2, got 1"),
+        (["score", "--dtype", "int8"], "bfloat16"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
@@ -106,6 +108,18 @@ def test_measure_peak_and_tables(capsys):
     shown = capsys.readouterr()
     assert "Peak memory" in shown.out
     assert "Decode step" in shown.out
+
+
+def test_score(tmp_path, capsys):
+    assert main(["score", "--shape", "tiny", "--output-tokens", "40", "--repeats", "2", "--output", str(tmp_path)]) == 0
+    assert "Perplexity of 40 tokens" in capsys.readouterr().out
+    report = json.loads((tmp_path / "score.json").read_text())
+    assert set(report["models"]) == {"dense", "ours"}
+    for case in report["models"].values():
+        assert case["relative_difference"] < 1e-6
+        assert case["speed_up"] > 0
+    # Random weights guess among 128 words; ours drops tokens, so that its figure is its own.
+    assert report["models"]["ours"]["perplexity_scoring"] != report["models"]["dense"]["perplexity_scoring"]
 
 
 def test_generation_time_integrates_the_steps():

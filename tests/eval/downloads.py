@@ -234,7 +234,32 @@ def realworldqa(root: Path) -> None:
     write(root / "realworldqa/annotations.jsonl", lines(rows))
 
 
+def mmvet(root: Path) -> None:
+    entries = {}
+    for index in range(COUNT):
+        picture(root / f"mm-vet/images/v1_{index}.png", index)
+        entry = {"imagename": f"v1_{index}.png", "question": f"What is in {index}?", "answer": "a<AND>b"}
+        entries[f"v1_{index}"] = {**entry, "imagesource": "https://example.com", "capability": ["ocr", "math"]}
+    write(root / "mm-vet/mm-vet.json", json.dumps(entries))
+
+
+def llava_bench(root: Path) -> None:
+    folder = root / "llava-bench-in-the-wild"
+    rows: dict[str, list[dict]] = {"questions": [], "context": [], "answers_gpt4": []}
+    for index in range(COUNT):
+        name = f"{index:03d}.jpg"
+        picture(folder / "images" / name, index)
+        question = {"question_id": index, "image": name, "text": f"What about {index}?"}
+        rows["questions"].append({**question, "category": ("conv", "detail", "complex")[index % 3]})
+        rows["context"].append({"id": f"{index:03d}", "image": name, "caption": f"A caption of {index}."})
+        rows["answers_gpt4"].append({"question_id": index, "text": f"GPT-4 says {index}."})
+    for name, found in rows.items():
+        write(folder / f"{name}.jsonl", lines(found))
+
+
 BUILDERS = (
+    mmvet,
+    llava_bench,
     vqav2,
     vqav2_test_dev,
     gqa,

@@ -12,7 +12,7 @@ from dynamic_llava.eval.compare import PAPER
 def results(folder, metrics, model="runs/one", dense=False, settings=None, **options):
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"image_keep_rate": None, **(settings or {})}
-    options = {"tasks": list(metrics), "limit": None, "textvqa_ocr": True, **options}
+    options = {"tasks": list(metrics), "limit": None, "llava_prompts": True, **options}
     content = {"model": model, "dense": dense, "settings": settings, "options": options, "metrics": metrics}
     (folder / "results.json").write_text(json.dumps(content))
     return folder
@@ -73,10 +73,12 @@ def test_figures_of_the_paper():
 
 def test_what_makes_figures_incomparable_is_said(compared, tmp_path):
     metrics = {"vqav2_val": {"exact_match": 0.7}, "textvqa_val": {"exact_match": 0.5}}
-    page = compared(results(tmp_path / "a", metrics, limit=100, textvqa_ocr=False))
+    page = compared(results(tmp_path / "a", metrics, limit=100, llava_prompts=False))
     assert "only the first 100 documents" in page
     assert "VQAv2 here: validation instead of test-dev." in page
-    assert "without OCR tokens" in page
+    assert "TextVQA by lmms-eval's prompt; --llava-prompts writes LLaVA's." in page
+    asked = compared(results(tmp_path / "b", metrics, llava_prompts=True))
+    assert "lmms-eval's prompt" not in asked
 
 
 def test_settings_that_differ_are_marked(compared, tmp_path):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from lmms_eval.api.model import lmms
+from lmms_eval.llm_judge.protocol import Response
 
 from dynamic_llava.eval.__main__ import main as evaluate
+from dynamic_llava.eval.llava_prompts import mmbench_text, vizwiz_text
 from dynamic_llava.eval.local.prepare import CONVERSIONS, main, prepare
 from dynamic_llava.eval.runner import EvaluationOptions, check_tasks, run_lmms, task_metrics
 
@@ -98,8 +100,74 @@ def test_textvqa(score):
 
 
 def test_textvqa_with_ocr_tokens_is_llavas_prompt(score):
-    _, book = score("textvqa_val", ["red"] * 8, textvqa_ocr=True)
+    _, book = score("textvqa_val", ["red"] * 8, llava_prompts=True)
     assert book.prompts[2] == "What does sign 2 say?\nReference OCR token: STOP, 2" + SHORT_ANSWER
+
+
+def test_vizwiz_as_llava_asks(score):
+    _, book = score("vizwiz_vqa_val", ["red"] * 8, llava_prompts=True)
+    _, stock = score("vizwiz_vqa_val", ["red"] * 8)
+    assert book.prompts[0].splitlines()[1:] == stock.prompts[0].splitlines()[1:]
+    assert "insufficient, respond with 'Unanswerable'." in book.prompts[0]
+    assert vizwiz_text({"question": "Which TIN is it?"}) == "Which TIN is it?"
+
+
+@pytest.mark.parametrize(
+    ("task", "request_"), [("mmbench_en_dev_static", LETTER), ("mmbench_cn_dev_static", "请直接回答选项字母。")]
+)
+def test_mmbench_as_llava_asks(score, task, request_):
+    metrics, book = score(task, ["A"] * 8, llava_prompts=True)
+    stock, other = score(task, ["A"] * 8)
+    assert metrics["gpt_eval_score"] == stock["gpt_eval_score"]
+    assert book.prompts[0] != other.prompts[0]
+    assert book.prompts[0].splitlines()[-1] == request_
+    doc = {"hint": "Look up.", "question": "What is it?", "A": "a cat", "B": "a dog", "C": None, "D": "nan"}
+    assert mmbench_text("Say it.")(doc) == "Look up.\nWhat is it?\nA. a cat\nB. a dog\nSay it."
+    assert mmbench_text("Say it.")({**doc, "hint": None}).startswith("What is it?\nA. a cat")
+
+
+def test_benchmarks_alike_are_left_alone(score):
+    for task in ("gqa", "pope", "scienceqa_img", "seedbench"):
+        assert score(task, ["A"] * 8, llava_prompts=True)[1].prompts == score(task, ["A"] * 8)[1].prompts
+
+
+@pytest.fixture
+def judge_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+
+
+def test_mmvet(score, judge_key, monkeypatch):
+    asked = []
+
+    def judged(self, request):
+        asked.append(request.messages[0]["content"])
+        return Response(content=f"0.{len(asked)}", model_used="judge", usage=None, raw_response=None)
+
+    monkeypatch.setattr("lmms_eval.llm_judge.providers.openai.OpenAIProvider.evaluate", judged)
+    metrics, book = score("mmvet", [f"answer {n}" for n in range(8)])
+    assert metrics["gpt_eval_score"] == pytest.approx(100 * sum(n / 10 for n in range(1, 9)) / 8)
+    assert asked[2].endswith("What is in 2? | a <AND> b | answer 2 |")
+    assert book.shades[5] == [5]
+
+
+def test_llava_bench(score, judge_key, monkeypatch):
+    from lmms_eval.verifiers import VerifyResult
+
+    asked = []
+
+    def judged(*_, content, **__):
+        asked.append(content)
+        return VerifyResult(score=0.5, is_correct=False, raw_output="8 4", metadata={"scores": [8.0, 4.0]})
+
+    import lmms_eval.verifiers
+
+    monkeypatch.setattr(lmms_eval.verifiers.VerificationPipeline, "__call__", lambda self, **kw: judged(**kw))
+    metrics, book = score("llava_in_the_wild", [f"answer {n}" for n in range(8)])
+    assert metrics["gpt_eval_llava_all"] == metrics["gpt_eval_llava_conv"] == 50.0
+    assert "[Context]\nA caption of 3." in asked[3]
+    assert "GPT-4 says 3." in asked[3]
+    assert "answer 3" in asked[3]
+    assert book.prompts[6] == "What about 6?"
 
 
 def test_vizwiz(score):
@@ -178,13 +246,17 @@ def test_cvbench(score):
     assert "respond with A, B without" in book.prompts[0]
 
 
-def test_cvbench_with_pictures_inside_its_table(source, tmp_path, score):
+def test_cvbench_with_pictures_inside_its_table(tmp_path):
     downloads.cvbench(tmp_path)
     downloads.cvbench_parquet(tmp_path)
     path, count = prepare("cv_bench", tmp_path, tmp_path / "out")
     assert count == 8
     assert json.loads(path.read_text().splitlines()[5])["image"] == "images/cv_bench/3d_1.png"
-    assert (tmp_path / "out/images/cv_bench/3d_1.png").is_file()
+    options = EvaluationOptions(("cv_bench",), data_root=str(tmp_path / "out"))
+    book = AnswerBook(["B", "(B)", "A", "B", "b", "(B) 2", "A", "two"])
+    results = run_lmms(book, check_tasks(options), options, tmp_path)
+    assert task_metrics(results, ("cv_bench",))["cv_bench"]["cv_bench_acc"] == 5 / 8
+    assert book.shades[6] == [2]
 
 
 def test_realworldqa(score):
@@ -293,4 +365,4 @@ def test_ocr_tokens_are_needed_where_they_are_asked_for(source, tmp_path):
     (tmp_path / "textvqa/llava_textvqa_val_v051_ocr.jsonl").unlink()
     prepare("textvqa_val", tmp_path, tmp_path)
     with pytest.raises(ValueError, match="no OCR tokens"):
-        check_tasks(EvaluationOptions(("textvqa_val",), data_root=str(tmp_path), textvqa_ocr=True))
+        check_tasks(EvaluationOptions(("textvqa_val",), data_root=str(tmp_path), llava_prompts=True))

@@ -80,9 +80,9 @@ def test_half_a_pair_of_mme_is_refused():
 
 def test_options_from_a_file(tmp_path, run_folder):
     config = tmp_path / "suite.yaml"
-    config.write_text("tasks: [gqa, pope]\nbatch-size: 4\nlimit: 10\ntextvqa_ocr: true\n")
+    config.write_text("tasks: [gqa, pope]\nbatch-size: 4\nlimit: 10\nllava_prompts: true\n")
     args = parse(["--config", str(config), "--model", str(run_folder), "--limit", "3"])
-    assert (args.tasks, args.batch_size, args.limit, args.textvqa_ocr) == ("gqa,pope", 4, 3, True)
+    assert (args.tasks, args.batch_size, args.limit, args.llava_prompts) == ("gqa,pope", 4, 3, True)
 
 
 @pytest.mark.parametrize("name", ["paper", "quick"])

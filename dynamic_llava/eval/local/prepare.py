@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..names import SHORT_NAMES, STATIC_SCORERS, STOCK_PREFIX
-from . import open_answers, options, yes_no
+from . import judged, open_answers, options, yes_no
 from .documents import read_documents, write_documents
 from .source import Source
 
@@ -63,6 +63,12 @@ CONVERSIONS = {
     "cv_bench": Conversion("cvbench", options.cv_bench("2d", "3d"), ("prompt", "choices", "source", *_CHOICES)),
     "cv_bench_2d": Conversion("cvbench", options.cv_bench("2d"), ("prompt", "choices", "source", *_CHOICES)),
     "cv_bench_3d": Conversion("cvbench", options.cv_bench("3d"), ("prompt", "choices", "source", *_CHOICES)),
+    "mmvet": Conversion("mm-vet", judged.mmvet, ("question_id", "capability", *_CHOICES)),
+    "llava_in_the_wild": Conversion(
+        "llava-bench-in-the-wild",
+        judged.llava_bench,
+        ("question_id", "question", "category", "caption", "gpt_answer", "image"),
+    ),
     "realworldqa": Conversion("realworldqa", options.realworldqa, _CHOICES),
 }
 PREPARE_COMMAND = "python eval/prepare_data.py"
@@ -103,7 +109,7 @@ def require_ocr_tokens(path: Path) -> None:
     if not any(document.get("ocr_tokens") for document in read_documents(path)):
         raise ValueError(
             f"{path} has no OCR tokens; put TextVQA_Rosetta_OCR_v0.2_val.json or LLaVA's llava_textvqa_val_v051_ocr"
-            ".jsonl beside the questions and prepare the file again, or evaluate without --textvqa-ocr."
+            ".jsonl beside the questions and prepare the file again, or evaluate without --llava-prompts."
         )
 
 
