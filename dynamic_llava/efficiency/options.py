@@ -116,9 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def command_line() -> str:
+def command_line(module: str = __package__) -> str:
     """The command in progress, as one types it."""
-    return shlex.join(["python", "-m", __package__, *sys.argv[1:]])
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def _flag(name: str) -> str:
