@@ -18,7 +18,8 @@ from ..configuration_dynamic_llava import DynamicLlavaConfig
 from .cases import measure_decode, measure_no_cache, measure_prefill
 from .machine import machine_facts
 from .measure_report import tables
-from .options import DEFAULT_SHAPE, MeasureOptions, add_arguments, command_line
+from .option_flags import command_line
+from .options import DEFAULT_SHAPE, MeasureOptions, add_arguments
 from .pair import build_pair
 from .peak import measure_peak
 from .plot import plot_report

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from .option_flags import DTYPES, check_options, flag_of
 from .shapes import add_shape_arguments
 
 DEFAULT_SHAPE = "small"
 MODES = ("prefill", "decode", "no_cache", "peak")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -59,16 +55,10 @@ class MeasureOptions:
         for mode in self.modes:
             if mode not in MODES:
                 raise ValueError(f"Unknown mode {mode!r}; use some of {','.join(MODES)}.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Unknown dtype {self.dtype!r}; use one of {', '.join(DTYPES)}.")
         for name in ("batch_sizes", "full_batch_sizes", "prompt_lengths", "output_lengths", "no_cache_lengths"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ValueError(f"{_flag(name)} must be numbers of at least 1, got {getattr(self, name)}.")
-        for name, least in (("repeats", 1), ("steps", 1), ("warmup", 0), ("case_seconds", 1), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{_flag(name)} must be at least {least}, got {getattr(self, name)}.")
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {self.device}: this torch sees no GPU; use --device cpu.")
+                raise ValueError(f"{flag_of(name)} must be numbers of at least 1, got {getattr(self, name)}.")
+        check_options(self, {"repeats": 1, "steps": 1, "warmup": 0, "case_seconds": 1, "threads": 0})
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> MeasureOptions:
@@ -93,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         value = getattr(default, name)
         shown = ",".join(map(str, value))
         parser.add_argument(
-            _flag(name), type=_integers, default=value, metavar="N,N", help=f"{text} (default: {shown})"
+            flag_of(name), type=_integers, default=value, metavar="N,N", help=f"{text} (default: {shown})"
         )
     parser.add_argument("--modes", type=_words, default=default.modes, help=f"of {','.join(MODES)} (default: all)")
     parser.add_argument("--image-keep-rate", type=float, metavar="R", help="default: the configuration's")
@@ -108,21 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, text in numbers:
         value = getattr(default, name)
-        parser.add_argument(_flag(name), type=int, default=value, metavar="N", help=f"{text} (default: {value})")
+        parser.add_argument(flag_of(name), type=int, default=value, metavar="N", help=f"{text} (default: {value})")
     parser.add_argument("--dtype", default=default.dtype, help=f"one of {', '.join(DTYPES)} (default: {default.dtype})")
     parser.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--attention", default=default.attention, help="sdpa or eager (default: sdpa)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write measure.json and measure.png there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-
-
-def command_line(module: str = __package__) -> str:
-    """The command in progress, as one types it."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -20,12 +16,13 @@ from ..cache import SparseCache
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..token_spans import IGNORE_INDEX
 from .machine import machine_facts
-from .options import DTYPES, command_line
+from .option_flags import add_option_flags, check_options, command_line, deliver, read_options
 from .pair import build_pair, prompt_inputs, random_tokens
-from .shapes import add_shape_arguments, config_from_arguments
+from .shapes import config_from_arguments
 from .timing import time_pairs
 
 DEFAULT_SHAPE = "small"
+FILE_NAME = "score.json"
 
 
 @dataclass(frozen=True)
@@ -41,37 +38,20 @@ class ScoreOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Unknown dtype {self.dtype!r}; use one of {', '.join(DTYPES)}.")
-        for name, least in (("text_tokens", 1), ("output_tokens", 2), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}.")
+        check_options(self, {"text_tokens": 1, "output_tokens": 2, "repeats": 1})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `score`."""
-    add_shape_arguments(parser, DEFAULT_SHAPE)
-    for name, field in ScoreOptions.__dataclass_fields__.items():
-        kind = int if field.type == "int" else str
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=kind, default=field.default, help=f"(default: {field.default})")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write score.json there")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_option_flags(parser, ScoreOptions, DEFAULT_SHAPE, FILE_NAME)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print and write."""
-    options = ScoreOptions(**{name: getattr(arguments, name) for name in ScoreOptions.__dataclass_fields__})
-    report = measure_scoring(config_from_arguments(arguments, DEFAULT_SHAPE), options)
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        Console().print(score_table(report))
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        path = arguments.output / "score.json"
-        path.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"wrote {path}", file=sys.stderr)
+    options = read_options(ScoreOptions, arguments)
+    deliver(
+        measure_scoring(config_from_arguments(arguments, DEFAULT_SHAPE), options), arguments, score_table, FILE_NAME
+    )
 
 
 def measure_scoring(config: DynamicLlavaConfig, options: ScoreOptions) -> dict[str, Any]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,12 +17,13 @@ from ..configuration_dynamic_llava import SPARSE_TRAINING, DynamicLlavaConfig
 from ..token_spans import IGNORE_INDEX
 from .machine import machine_facts
 from .measure_report import ratio_text
-from .options import DTYPES, command_line
+from .option_flags import add_option_flags, check_options, command_line, deliver, read_options
 from .pair import Pair, build_pair, prompt_inputs, random_tokens
-from .shapes import add_shape_arguments, config_from_arguments
+from .shapes import config_from_arguments
 from .timing import time_pairs
 
 DEFAULT_SHAPE = "small"
+FILE_NAME = "train.json"
 
 
 @dataclass(frozen=True)
@@ -44,40 +41,18 @@ class StepOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Unknown dtype {self.dtype!r}; use one of {', '.join(DTYPES)}.")
-        for name in ("batch", "text_tokens", "output_tokens", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
+        check_options(self, dict.fromkeys(("batch", "text_tokens", "output_tokens", "repeats"), 1))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train`."""
-    add_shape_arguments(parser, DEFAULT_SHAPE)
-    for name, field in StepOptions.__dataclass_fields__.items():
-        flag = "--" + name.replace("_", "-")
-        if field.type == "bool":
-            parser.add_argument(flag, action="store_true")
-        else:
-            kind = int if field.type == "int" else str
-            parser.add_argument(flag, type=kind, default=field.default, help=f"(default: {field.default})")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write train.json there")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_option_flags(parser, StepOptions, DEFAULT_SHAPE, FILE_NAME)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print and write."""
-    options = StepOptions(**{name: getattr(arguments, name) for name in StepOptions.__dataclass_fields__})
-    report = measure_steps(config_from_arguments(arguments, DEFAULT_SHAPE), options)
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        Console().print(step_table(report))
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        path = arguments.output / "train.json"
-        path.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"wrote {path}", file=sys.stderr)
+    options = read_options(StepOptions, arguments)
+    deliver(measure_steps(config_from_arguments(arguments, DEFAULT_SHAPE), options), arguments, step_table, FILE_NAME)
 
 
 def measure_steps(config: DynamicLlavaConfig, options: StepOptions) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from transformers import CLIPImageProcessor, LlavaProcessor
 
 from ..checkpoints import load_processor
 from ..efficiency.machine import machine_facts
-from ..efficiency.options import command_line
+from ..efficiency.option_flags import command_line
 from ..efficiency.shapes import build_config
 from ..efficiency.timing import time_pairs
 from ..statistics import SparsityStatistics

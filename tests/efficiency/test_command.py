@@ -6,6 +6,7 @@ import builtins
 import json
 
 import pytest
+import torch
 
 from dynamic_llava.efficiency.__main__ import main
 from dynamic_llava.efficiency.plot import generation_times, plot_report
@@ -13,6 +14,7 @@ from dynamic_llava.efficiency.shapes import build_config, stock_config
 
 MEASURE = ["measure", "--shape", "tiny", "--prompt-lengths", "8", "--output-lengths", "30,12", "--steps", "4"]
 MEASURE += ["--repeats", "2", "--warmup", "1", "--no-cache-lengths", "6"]
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
 
 
 def test_flops_json(capsys):
@@ -71,6 +73,7 @@ def test_flops_of_a_folder(tmp_path, capsys, stock):
         (["measure", "--steps", "0"], "--steps"),
         (["score", "--output-tokens", "1"], "--output-tokens must be at least 2, got 1"),
         (["score", "--dtype", "int8"], "bfloat16"),
+        pytest.param(["train", "--device", "cuda"], "this torch sees no GPU", marks=WITHOUT_GPU),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
