@@ -86,6 +86,23 @@ class DynamicGenerationMixin:
             offload = generation_config.cache_implementation == "offloaded"
             model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length, offload=offload)
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs
+    ) -> tuple[Tensor, dict[str, Any]]:
+        # From 5.19 on transformers passes features, row by row. Before, it repeats picture by picture: beams of a row
+        # with several pictures would each see another choice of them.
+        pixel_values = model_kwargs.get("pixel_values")
+        expanded, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if pixel_values is not None and input_ids is not None and expand_size > 1:
+            tokens = (input_ids == self.config.image_token_id).sum(dim=1)
+            pictures = (tokens * len(pixel_values) // tokens.sum().clamp(min=1)).tolist()
+            # Where tokens and pictures do not fit together, `forward` says so.
+            rows = pixel_values.split([*pictures, len(pixel_values) - sum(pictures)])
+            model_kwargs["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
+        return expanded, model_kwargs
+
     def create_masks_for_generate(
         self, attention_mask: Tensor | None, past_key_values: SparseCache, **_
     ) -> Tensor | None:

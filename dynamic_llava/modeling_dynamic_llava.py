@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .cache import SparseCache
 from .call_inputs import check_cache, check_features, embed, image_positions, instruct_tokens, new_columns
+from .compat import slice_logits_to_keep
 from .configuration_dynamic_llava import DynamicLlavaConfig
 from .decisions import SparsityOptions
 from .generation import DynamicGenerationMixin
