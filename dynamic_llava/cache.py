@@ -158,6 +158,11 @@ class SparseCache(Cache):
     def reset(self) -> None:
         super().reset()
         self.table.reset()
+        if self.max_length is None:
+            # transformers before 5.18 zeroes a growing layer instead of emptying it.
+            for layer in self.layers[: self.sparse_layer]:
+                layer.keys = layer.values = None
+                layer.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)

@@ -16,6 +16,7 @@ LAYERS = {
     "slots": 0,
     "chat_template": 0,
     "model_card": 0,
+    "compat": 0,
     "configuration_dynamic_llava": 1,
     "predictors": 2,
     "blocked_attention": 1,

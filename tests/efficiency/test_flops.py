@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration
@@ -126,6 +128,8 @@ def test_our_step_without_cache_equals_counter(config, rate):
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("build", [stock, ours])
 def test_generation_equals_generate(config, build, use_cache):
+    if not use_cache and Version(transformers.__version__) < Version("5.19"):
+        pytest.skip("generate of this transformers runs the tower again for every token without a cache")
     model, inputs, length = build(config), prompt(config), 6
     rates = (None, None)
     if build is ours:
