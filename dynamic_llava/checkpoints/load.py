@@ -132,7 +132,7 @@ def load_checkpoint(name: str | Path, vision_tower: str | Path | None = None, **
     """Load any checkpoint as a Dynamic-LLaVA: ours, Hugging Face's, published, or a LoRA folder.
 
     Args:
-        name: folder or repository.
+        name: folder or repository, also `repository@revision`.
         vision_tower: see `load_published`.
         kwargs: as in `from_pretrained`; `sparsity` as in `load_published`.
     """
@@ -143,5 +143,8 @@ def load_checkpoint(name: str | Path, vision_tower: str | Path | None = None, **
 
         return load_adapter(folder, merge=True, **kwargs)
     if is_published(read_json(folder / "config.json")):
-        return load_published(folder, vision_tower=vision_tower, **kwargs)
-    return DynamicLlavaForConditionalGeneration.from_pretrained(str(name), **kwargs)
+        return load_published(name, vision_tower=vision_tower, **kwargs)
+    model = DynamicLlavaForConditionalGeneration.from_pretrained(folder, **kwargs)
+    # Adapters of it name their base by what was asked for, not by where it was downloaded to.
+    model.name_or_path = str(name)
+    return model

@@ -79,7 +79,8 @@ class CheckpointSource:
 
 
 def find_folder(name: str | Path) -> Path:
-    """The local folder of `name`, downloaded where it is a repository of the hub.
+    """The local folder of `name`, downloaded where it is a repository of the hub; `repository@revision` names a
+    branch, a tag or a commit of one.
 
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be had.
@@ -90,7 +91,8 @@ def find_folder(name: str | Path) -> Path:
     if path.is_file():
         raise FileNotFoundError(f"{name} is a file; pass the folder that holds config.json.")
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(HUB_FILES)))
+        repository, _, revision = str(name).partition("@")
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"No checkpoint at {str(name)!r}: not a folder here, and not to be had from the hub ({_first_line(error)})."

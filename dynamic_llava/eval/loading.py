@@ -102,7 +102,7 @@ def load_model(path: str | Path, dtype: str = "auto", device: str | None = None)
     """Load a Dynamic-LLaVA or stock LLaVA checkpoint with its processor, ready for inference.
 
     Args:
-        path: folder, or name on the hub.
+        path: folder, or name on the hub, also `repository@revision`.
         dtype: `auto` (as saved) or a torch floating point type such as `bfloat16`.
         device: torch device; None means the first GPU where there is one.
 
@@ -116,13 +116,14 @@ def load_model(path: str | Path, dtype: str = "auto", device: str | None = None)
     if is_adapter(folder):
         model = load_checkpoint(path, dtype=torch_dtype)
     else:
-        model = _load_whole(path, read_json(folder / "config.json"), torch_dtype)
+        model = _load_whole(path, folder, torch_dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(path, model.to(device).eval(), load_processor(path))
 
 
-def _load_whole(path: str, config: dict[str, Any], dtype: str | torch.dtype) -> PreTrainedModel:
+def _load_whole(path: str, folder: Path, dtype: str | torch.dtype) -> PreTrainedModel:
     """A dense LLaVA stays one; every Dynamic-LLaVA loads, whatever its layout."""
+    config = read_json(folder / "config.json")
     if is_published(config):
         if not config.get("sparse_config"):
             raise ValueError(
@@ -135,7 +136,7 @@ def _load_whole(path: str, config: dict[str, Any], dtype: str | torch.dtype) -> 
             f"{path} is a {config.get('model_type')!r} model; this evaluates {' and '.join(SUPPORTED_MODEL_TYPES)}. "
             f"For others run `python -m lmms_eval`."
         )
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
 
 
 def _parse_dtype(dtype: str) -> str | torch.dtype:

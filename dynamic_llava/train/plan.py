@@ -60,13 +60,12 @@ def plan(config: StageConfig, samples: int | None) -> dict[str, Any]:
 
 def meta_model(config: StageConfig) -> nn.Module:
     """The model of a stage without weights, with what it trains set."""
-    name = config.model.base_model
-    folder = find_folder(name)
+    folder = find_folder(config.model.base_model)
     sparsity = vars(config.sparsity)
     if is_published(read_json(folder / "config.json")):
         shape = published_model_config(open_source(folder), None, config.sparsity)
     else:
-        shape = DynamicLlavaConfig.from_pretrained(str(name), sparsity=sparsity)
+        shape = DynamicLlavaConfig.from_pretrained(folder, sparsity=sparsity)
     with torch.device("meta"):
         model = DynamicLlavaForConditionalGeneration(shape)
         if config.model.lora_r:

@@ -138,6 +138,27 @@ def test_load_checkpoint_takes_every_layout(tmp_path):
         load_published(tmp_path / "ours")
 
 
+@pytest.mark.parametrize("layout", ["ours", "published"])
+@pytest.mark.parametrize(("name", "revision"), [("someone/model", None), ("someone/model@v1.5", "v1.5")])
+def test_a_repository_of_the_hub_and_its_revision(tmp_path, monkeypatch, layout, name, revision):
+    model = model_of()
+    if layout == "ours":
+        model.save_pretrained(tmp_path)
+    else:
+        write_published(model, tmp_path)
+    asked = []
+
+    def download(repository, revision, allow_patterns):
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("dynamic_llava.checkpoints.source.snapshot_download", download)
+    loaded = load_checkpoint(name)
+    assert set(asked) == {("someone/model", revision)}
+    assert loaded.name_or_path == name
+    assert_same(model, loaded)
+
+
 def test_names_are_those_of_the_published_code():
     """Spelled out for the parts that the parity checkpoint has not."""
     own = "model.language_model.instruct_predictor."
