@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -89,18 +91,22 @@ class DynamicGenerationMixin:
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs
     ) -> tuple[Tensor, dict[str, Any]]:
-        # From 5.19 on transformers passes features, row by row. Before, it repeats picture by picture: beams of a row
-        # with several pictures would each see another choice of them.
-        pixel_values = model_kwargs.get("pixel_values")
+        # transformers before 5.19 repeats picture by picture (5.17 pixels, 5.18 features): beams of a row with several
+        # pictures would each see another choice of them.
+        pixel_values, encoded = model_kwargs.get("pixel_values"), model_kwargs.get("mm_encoder_outputs") or {}
+        if expand_size > 1 and input_ids is not None:
+            model_kwargs |= {"pixel_values": None, "mm_encoder_outputs": None}
         expanded, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        if pixel_values is not None and input_ids is not None and expand_size > 1:
-            tokens = (input_ids == self.config.image_token_id).sum(dim=1)
-            pictures = (tokens * len(pixel_values) // tokens.sum().clamp(min=1)).tolist()
-            # Where tokens and pictures do not fit together, `forward` says so.
-            rows = pixel_values.split([*pictures, len(pixel_values) - sum(pictures)])
-            model_kwargs["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
+        if expand_size > 1 and input_ids is not None:
+            tokens = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
+            if pixel_values is not None:
+                model_kwargs["pixel_values"] = _repeat_by_row(pixel_values, tokens, expand_size)
+            if "image" in encoded:
+                features = encoded["image"].pooler_output
+                encoded["image"].pooler_output = _repeat_by_row(features, tokens, expand_size)
+                model_kwargs["mm_encoder_outputs"] = encoded
         return expanded, model_kwargs
 
     def create_masks_for_generate(
@@ -110,6 +116,18 @@ class DynamicGenerationMixin:
         if attention_mask is None:
             return None
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
+
+
+def _repeat_by_row(pictures: Tensor | Sequence[Tensor], tokens: Sequence[int], times: int) -> Any:
+    """The pictures of a batch, those of each row `times` times in a run; `tokens` are the image tokens of each row."""
+    if not sum(tokens):
+        # `forward` says that nothing asks for these pictures.
+        return pictures
+    ends = [len(pictures) * seen // sum(tokens) for seen in accumulate(tokens)]
+    order = [n for start, end in pairwise([0, *ends]) for _ in range(times) for n in range(start, end)]
+    if isinstance(pictures, Tensor):
+        return pictures[torch.tensor(order, dtype=torch.long, device=pictures.device)]
+    return [pictures[n] for n in order]
 
 
 def ended_mask(generated: Tensor, end_tokens: int | list[int] | None) -> Tensor:

@@ -353,6 +353,11 @@ def test_bad_calls_name_the_value():
     ):
         with pytest.raises(ValueError, match=message):
             model(input_ids=with_image, pixel_values=pictures(1), position_ids=wrong)
+    for beams in (1, 2):
+        with pytest.raises(ValueError, match="0 image tokens"):
+            model.generate(
+                input_ids=torch.tensor([[1, 5, 6]]), pixel_values=pictures(1), num_beams=beams, max_new_tokens=2
+            )
     with pytest.raises(ValueError, match=r"\(0, 1\], got 1.5"):
         model(input_ids=with_image, pixel_values=pictures(1), image_keep_rate=1.5)
     with pytest.raises(ValueError, match=r"\(0, 1\], got 0"):
