@@ -49,7 +49,7 @@ class DynamicLlamaModel(LlamaModel):
     @torch.no_grad()
     def _init_weights(self, module) -> None:
         if isinstance(module, PredictorLinear):
-            module.reset_parameters()
+            module.draw(next(name for name, other in self.named_modules() if other is module))
         else:
             super()._init_weights(module)
 

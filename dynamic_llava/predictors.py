@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,16 @@ from .configuration_dynamic_llava import SparsityConfig
 
 class PredictorLinear(nn.Linear):
     """`nn.Linear` that the decoder's initialisation leaves at PyTorch's own, as the published predictors."""
+
+    def draw(self, name: str) -> None:
+        """New weights from PyTorch's distribution, by torch's seed and the `name` of this layer alone: the same on any
+        device, in any dtype (but for rounding), and however the model is sharded; loaded ones are left as they are."""
+        generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
+        bound = self.in_features**-0.5
+        for parameter in self.parameters():
+            drawn = torch.empty(parameter.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+            if not getattr(parameter, "_is_hf_initialized", False):
+                parameter.copy_(drawn)
 
 
 def _score_head(dim: int) -> nn.Sequential:

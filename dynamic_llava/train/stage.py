@@ -48,6 +48,8 @@ def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> nn.M
         **({} if quantized is None else {"quantization_config": quantized}),
     )
     if config.model.lora_r:
+        # Adapters start alike however many numbers the loading has drawn: with ZeRO-3 it draws more.
+        set_seed(config.training.seed)
         return add_adapters(model, config.model, config.training.gradient_checkpointing)
     freeze(model, train_projector=config.model.train_projector, train_decoder=config.model.train_decoder)
     return model

@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import load_file
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration
-from dynamic_llava.train.__main__ import main
 
 from .test_stage import ROOT, overrides, shapes  # noqa: F401  a fixture
 
@@ -24,12 +23,8 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def mixed(shapes, tmp_path_factory):  # noqa: F811
-    """A base with predictors, and data in which runs of rows have no image: some batches of a rank are text alone."""
+    """Data in which runs of rows have no image: some batches of a rank are text alone."""
     folder = tmp_path_factory.mktemp("mixed")
-    assert (
-        main(["--config", str(ROOT / "configs/train/shapes.yaml"), *overrides(shapes, folder / "base", max_steps=1)])
-        == 0
-    )
     samples = json.loads((shapes / "train.json").read_text())
     for number, sample in enumerate(samples):
         if number % 3:
@@ -42,7 +37,6 @@ def mixed(shapes, tmp_path_factory):  # noqa: F811
 
 def command_of(mixed, shapes, output, **values) -> list[str]:  # noqa: F811
     values = {
-        "base_model": mixed / "base",
         "train_file": mixed / "train.json",
         "max_steps": STEPS,
         "per_device_train_batch_size": 2,
@@ -109,6 +103,28 @@ def test_sharding_equals_ddp(mixed, shapes, ddp, tmp_path, engine):  # noqa: F81
     one, two = (
         DynamicLlavaForConditionalGeneration.from_pretrained(p).state_dict() for p in (tmp_path / "run", ddp[1])
     )
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)
+
+
+LORA = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "max_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def lora_ddp(mixed, shapes, tmp_path_factory):  # noqa: F811
+    output = tmp_path_factory.mktemp("lora") / "run"
+    return run(mixed, shapes, output, **LORA)[0], output
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_adapters_and_predictors_are_sharded_alike(mixed, shapes, lora_ddp, tmp_path, engine):  # noqa: F811
+    found, done = run(mixed, shapes, tmp_path / "run", engine, **LORA)
+    assert len(found) == LORA["max_steps"], done.stderr[-3000:]
+    for (loss, norm), (expected, expected_norm) in zip(found, lora_ddp[0], strict=True):
+        assert loss == pytest.approx(expected, rel=1e-5, abs=2e-6)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "run", lora_ddp[1]))
+    assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)
 

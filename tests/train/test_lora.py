@@ -21,9 +21,24 @@ def arguments(shapes, output, **values):  # noqa: F811
     return ["--config", CONFIG, *overrides(shapes, output, **{**LORA, **STEPS, **values})]
 
 
-def test_adapters_and_predictors_learn_and_nothing_else(shapes, tmp_path):  # noqa: F811
+def with_quantization(test):
+    """Run `test` on a plain base and on quantized ones."""
+    return pytest.mark.parametrize("quantize", [None, "4bit", "8bit"])(test)
+
+
+def lora(quantize: str | None) -> dict:
+    if quantize is None:
+        return LORA
+    pytest.importorskip("bitsandbytes")
+    return {**LORA, "quantize": quantize}
+
+
+@with_quantization
+def test_adapters_and_predictors_learn_and_nothing_else(shapes, tmp_path, quantize):  # noqa: F811
     run = tmp_path / "run"
-    done = stage.train(config_of(shapes, run, **LORA))
+    done = stage.train(config_of(shapes, run, **lora(quantize)))
+    kinds = {type(module.base_layer).__name__ for module in done.model.modules() if hasattr(module, "base_layer")}
+    assert kinds == {{None: "Linear", "4bit": "Linear4bit", "8bit": "Linear8bitLt"}[quantize]}
     learning = {name for name, p in done.model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "predictor.modules_to_save" in name for name in learning)
     assert not any("vision_tower" in name or "projector" in name for name in learning)
@@ -48,13 +63,14 @@ def parameter_rates(done):
     return [{"lr": group["initial_lr"]} for group in done.optimizer.param_groups]
 
 
-def test_a_lora_run_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch):  # noqa: F811
-    assert main(arguments(shapes, tmp_path / "straight")) == 0
+@with_quantization
+def test_a_lora_run_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch, quantize):  # noqa: F811
+    assert main(arguments(shapes, tmp_path / "straight", **lora(quantize))) == 0
     stop_in_step(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        main(arguments(shapes, tmp_path / "run"))
+        main(arguments(shapes, tmp_path / "run", **lora(quantize)))
     monkeypatch.undo()
-    assert main(arguments(shapes, tmp_path / "run")) == 0
+    assert main(arguments(shapes, tmp_path / "run", **lora(quantize))) == 0
     one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("straight", "run"))
     assert one == two
 
