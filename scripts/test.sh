@@ -4,9 +4,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # Triton comes with CUDA builds of torch; on the CPU its kernels are interpreted and compiled, in tests alone.
-if [ "$PYTHON" = .venv/bin/python ] && [ "$(uname)" = Linux ] && ! "$PYTHON" -c 'import triton' 2>/dev/null; then
+has_both='import sys; from importlib.util import find_spec as f; sys.exit(not (f("triton") and f("bitsandbytes")))'
+if [ "$PYTHON" = .venv/bin/python ] && [ "$(uname)" = Linux ] && ! "$PYTHON" -c "$has_both"; then
     "$PYTHON" -m pip --disable-pip-version-check -q install --no-deps -r scripts/requirements-test.lock ||
-        echo "test: without Triton the tests of its kernels are skipped." >&2
+        echo "test: the tests of Triton kernels and of QLoRA are skipped where their packages are missing." >&2
 fi
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$PYTHON" -m ruff check -q .

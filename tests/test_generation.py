@@ -266,7 +266,8 @@ def test_second_turn_through_generate(model):
     answer = model.generate(**first, **GREEDY, return_dict_in_generate=True)
     cache = answer.past_key_values
     turn = torch.cat([answer.sequences, torch.tensor([[*words(5, 50)]])], dim=1)
-    second = model.generate(input_ids=turn, past_key_values=cache, **GREEDY)
+    # Without a mask `generate` takes an answer's token 0 for padding.
+    second = model.generate(input_ids=turn, attention_mask=torch.ones_like(turn), past_key_values=cache, **GREEDY)
 
     by_hand = SparseCache(model.config)
     with torch.no_grad():
