@@ -79,7 +79,7 @@ def our_tensors(source: CheckpointSource, vision_tower: str | Path | None) -> di
         if not is_buffer(key) and (inside or not key.startswith(PUBLISHED_TOWER))
     }
     if not inside:
-        tower = open_source(tower_folder(source, vision_tower))
+        tower = open_source(tower_folder(source, vision_tower, weights=True))
         # A whole CLIP model has a text side too.
         keys = (key for key in tower.tensors if not key.startswith(CLIP_TEXT_KEYS) and not is_buffer(key))
         stored.update({TOWER + key.removeprefix("vision_model."): (tower, key) for key in keys})
@@ -111,14 +111,14 @@ def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> 
     Raises:
         FileNotFoundError: no such checkpoint, or one without a tokenizer.
     """
-    folder = find_folder(name)
+    folder = find_folder(name, weights=False)
     if is_adapter(folder) and not has_tokenizer(folder):
         return load_processor(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"], vision_tower)
     if not has_tokenizer(folder):
         raise FileNotFoundError(f"{name} holds no tokenizer (tokenizer.json or tokenizer.model); copy it there.")
     if is_adapter(folder) or not is_published(read_json(folder / "config.json")):
         return AutoProcessor.from_pretrained(folder)
-    source = open_source(folder)
+    source = open_source(name)
     settings = image_settings_of(folder)
     if settings is None:
         try:

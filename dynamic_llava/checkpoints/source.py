@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLED_MODEL = ("pytorch_model*.bin",)
+TRAINING_STATES = ("checkpoint-*/*", "global_step*/*")
 ADAPTER_CONFIG = "adapter_config.json"
-HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt")
+SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,12 @@ class CheckpointSource:
         return self._open[path]
 
 
-def find_folder(name: str | Path) -> Path:
-    """The local folder of `name`, downloaded where it is a repository of the hub; `repository@revision` names a
-    branch, a tag or a commit of one.
+def find_folder(name: str | Path, weights: bool = True) -> Path:
+    """The local folder of `name`, downloaded where it is a repository of the hub.
+
+    Args:
+        name: folder or repository; `repository@revision` names a branch, a tag or a commit of one.
+        weights: False downloads configuration and tokenizer alone.
 
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be had.
@@ -92,11 +98,26 @@ def find_folder(name: str | Path) -> Path:
         raise FileNotFoundError(f"{name} is a file; pass the folder that holds config.json.")
     try:
         repository, _, revision = str(name).partition("@")
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
+        return _download(repository, revision or None, weights)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"No checkpoint at {str(name)!r}: not a folder here, and not to be had from the hub ({_first_line(error)})."
         ) from error
+
+
+def _download(repository: str, revision: str | None, weights: bool) -> Path:
+    def fetch(*patterns: str, leave: Sequence[str] = ()) -> Path:
+        ignored = [*TRAINING_STATES, *leave]
+        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)
+        return Path(found)
+
+    folder = fetch(*SMALL_FILES)
+    if weights:
+        fetch("*.safetensors")
+        # Many repositories hold the whole model in both forms.
+        twice = PICKLED_MODEL if any((folder / name).is_file() for name in SAFETENSORS) else ()
+        fetch("*.bin", leave=twice)
+    return folder
 
 
 def is_adapter(folder: Path) -> bool:

@@ -36,8 +36,11 @@ def has_tower(source: CheckpointSource) -> bool:
     return any(key.startswith(PUBLISHED_TOWER) for key in source.tensors)
 
 
-def tower_folder(source: CheckpointSource, vision_tower: str | Path | None) -> Path:
-    """The folder of the tower: as asked for, or the checkpoint's `mm_vision_tower`, relative to it or not."""
+def tower_folder(source: CheckpointSource, vision_tower: str | Path | None, weights: bool = False) -> Path:
+    """The folder of the tower: as asked for, or the checkpoint's `mm_vision_tower`, relative to it or not.
+
+    `weights` as in `find_folder`.
+    """
     name = vision_tower or source.config.get("mm_vision_tower") or source.config.get("vision_tower")
     if not name:
         raise FileNotFoundError(
@@ -46,7 +49,7 @@ def tower_folder(source: CheckpointSource, vision_tower: str | Path | None) -> P
     if vision_tower is None and (source.folder / name).is_dir():
         return source.folder / name
     try:
-        return find_folder(name)
+        return find_folder(name, weights)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The vision tower {str(name)!r} of {source.name} cannot be had; pass vision_tower=, the folder of the "

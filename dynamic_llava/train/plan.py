@@ -60,10 +60,10 @@ def plan(config: StageConfig, samples: int | None) -> dict[str, Any]:
 
 def meta_model(config: StageConfig) -> nn.Module:
     """The model of a stage without weights, with what it trains set."""
-    folder = find_folder(config.model.base_model)
+    folder = find_folder(config.model.base_model, weights=False)
     sparsity = vars(config.sparsity)
     if is_published(read_json(folder / "config.json")):
-        shape = published_model_config(open_source(folder), None, config.sparsity)
+        shape = published_model_config(open_source(config.model.base_model), None, config.sparsity)
     else:
         shape = DynamicLlavaConfig.from_pretrained(folder, sparsity=sparsity)
     with torch.device("meta"):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from huggingface_hub.utils import filter_repo_objects
+from transformers import AutoProcessor, AutoTokenizer
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration
-from dynamic_llava.checkpoints import load_checkpoint, load_published
+from dynamic_llava.checkpoints import load_checkpoint, load_processor, load_published
 from dynamic_llava.checkpoints.keys import to_published
 
 from ..tiny import pictures, stock_model, words
@@ -143,20 +146,48 @@ def test_load_checkpoint_takes_every_layout(tmp_path):
 def test_a_repository_of_the_hub_and_its_revision(tmp_path, monkeypatch, layout, name, revision):
     model = model_of()
     if layout == "ours":
-        model.save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path / "hub")
     else:
-        write_published(model, tmp_path)
-    asked = []
-
-    def download(repository, revision, allow_patterns):
-        asked.append((repository, revision))
-        return str(tmp_path)
-
-    monkeypatch.setattr("dynamic_llava.checkpoints.source.snapshot_download", download)
+        write_published(model, tmp_path / "hub")
+    asked = stand_in_hub(tmp_path / "hub", tmp_path / "cache", monkeypatch)
     loaded = load_checkpoint(name)
     assert set(asked) == {("someone/model", revision)}
     assert loaded.name_or_path == name
     assert_same(model, loaded)
+
+
+def stand_in_hub(hub: Path, cache: Path, monkeypatch) -> list[tuple[str, str | None]]:
+    """Downloads come from the folder `hub` now; the list that every one is noted in."""
+    asked = []
+
+    def download(repository, revision, allow_patterns, ignore_patterns):
+        asked.append((repository, revision))
+        files = [str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (cache / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / file, cache / file)
+        return str(cache)
+
+    monkeypatch.setattr("dynamic_llava.checkpoints.source.snapshot_download", download)
+    return asked
+
+
+def test_no_more_is_downloaded_than_is_read(tmp_path, monkeypatch):
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    model = model_of()
+    model.save_pretrained(hub)
+    AutoProcessor.from_pretrained("assets/tiny-llava").save_pretrained(hub)
+    for leftover in ("pytorch_model.bin", "tf_model.h5", "checkpoint-5/model.safetensors"):
+        (hub / leftover).parent.mkdir(exist_ok=True)
+        (hub / leftover).write_bytes(b"not to be had")
+    (hub / "non_lora_trainables.bin").write_bytes(b"of a LoRA, beside its safetensors")
+    stand_in_hub(hub, cache, monkeypatch)
+    load_processor("someone/model")
+    assert not list(cache.rglob("*.safetensors")) + list(cache.rglob("*.bin"))
+    assert_same(load_checkpoint("someone/model"), model)
+    had = {path.name for path in cache.rglob("*") if path.suffix in (".safetensors", ".bin", ".h5")}
+    assert had == {"model.safetensors", "non_lora_trainables.bin"}
+    assert not (cache / "checkpoint-5").exists()
 
 
 def test_names_are_those_of_the_published_code():
