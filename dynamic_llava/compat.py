@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 from torch import Tensor
 
 try:
@@ -14,4 +17,16 @@ except ImportError:  # before 5.21
         return hidden_states[:, kept]
 
 
-__all__ = ["slice_logits_to_keep"]
+# Arguments of training that 5.23 has renamed, by their new names.
+_FORMER_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
+
+
+def named_as_here(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """`values` with the arguments that are not `known` by their new names under those they had before."""
+    return {_FORMER_NAMES.get(key, key) if key not in known else key: value for key, value in values.items()}
+
+
+__all__ = ["named_as_here", "slice_logits_to_keep"]

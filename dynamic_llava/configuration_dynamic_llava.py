@@ -168,6 +168,14 @@ class DynamicLlavaConfig(LlavaConfig):
         return output
 
     @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As `LlavaConfig.get_config_dict`; a stock LLaVA's counts as ours, which transformers would warn of."""
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        if config_dict.get("model_type") == LlavaConfig.model_type and not is_published(config_dict):
+            config_dict = {**config_dict, "model_type": cls.model_type}
+        return config_dict, kwargs
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As `LlavaConfig.from_dict`; a stock LLaVA configuration is taken with the paper's sparsity.
 
@@ -179,8 +187,6 @@ class DynamicLlavaConfig(LlavaConfig):
                 "dynamic_llava.checkpoints.load_published, or convert it once with "
                 "python -m dynamic_llava.checkpoints convert SRC DST --to ours."
             )
-        if config_dict.get("model_type") == LlavaConfig.model_type:
-            config_dict = {**config_dict, "model_type": cls.model_type}
         changes = kwargs.pop("sparsity", None)
         if isinstance(changes, SparsityConfig):
             config_dict = {**config_dict, "sparsity": asdict(changes)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import socket
 import sys
 
-from .arguments import StageConfig, load_config
+from .config import StageConfig, read_values, resolve
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,6 +16,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dynamic_llava.train", description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file, see configs/train/")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done: parameters, memory, schedule")
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: as on N GPUs (default: those here)")
+    parser.add_argument(
+        "--launcher", default="python -m", metavar="WORDS", help="with --dry-run: what the command shown starts with"
+    )
     parser.add_argument(
         "--gradient-report",
         type=int,
@@ -21,11 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="instead of training, the gradients at the predictors from the LM loss and the budgets over N batches",
     )
     parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_intermixed_args(arguments)
     try:
-        config = load_config(parsed.config, parsed.overrides)
+        values = read_values(parsed.config, parsed.overrides)
         if parsed.dry_run:
-            dry_run(config)
+            # What asks for a GPU can be planned without one.
+            values["use_cpu"] = True
+        elif values.get("deepspeed"):
+            be_a_group()
+        config = resolve(values, parsed.config)
+        if parsed.dry_run:
+            words = ["--config", parsed.config, *parsed.overrides]
+            dry_run(config, f"{parsed.launcher} {__package__} {shlex.join(words)}", parsed.ranks)
         elif parsed.gradient_report is not None:
             report_gradients(config, parsed.gradient_report)
         else:
@@ -34,6 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def be_a_group() -> None:
+    """A process that no launcher started is the only one of its group; DeepSpeed would ask MPI who else there is."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def make_data(config: StageConfig) -> None:
@@ -45,11 +69,13 @@ def make_data(config: StageConfig) -> None:
             build_shapes(config.data.image_folder[0], **config.data.shapes)
 
 
-def dry_run(config: StageConfig) -> None:
-    """Print what the stage would do."""
+def dry_run(config: StageConfig, command: str, ranks: int | None) -> None:
+    """Print what `command` would do."""
     from .plan import count_samples, plan, print_plan
 
-    print_plan(plan(config, count_samples(config)), shlex.join(["python", "-m", __package__, *sys.argv[1:]]))
+    if ranks is not None and ranks < 1:
+        raise ValueError(f"--ranks takes at least 1, got {ranks}.")
+    print_plan(plan(config, count_samples(config), ranks), command)
 
 
 def report_gradients(config: StageConfig, batches: int) -> None:

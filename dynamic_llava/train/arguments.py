@@ -1,23 +1,15 @@
-"""Typed arguments of the sparsification stage: a YAML file below `key=value` on the command line."""
+"""Typed arguments of the sparsification stage."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import difflib
-import json
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
-from ..configuration_dynamic_llava import SparsityConfig
 from .schedules import KEEP_RATE_SCHEDULES
-
-RESOLVED_CONFIG = "train_config.yaml"
 
 
 @dataclass
@@ -128,10 +120,22 @@ class StageArguments(TrainingArguments):
     picture_steps: int | None = field(
         default=None, metadata={"help": "Draw the kept patches of a few samples every so many steps."}
     )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples per optimizer step, all ranks; sets gradient_accumulation_steps."}
+    )
     restart: bool = field(default=False, metadata={"help": "Begin anew although output_dir has checkpoints."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
 
     def __post_init__(self) -> None:
+        if self.global_batch_size is not None:
+            # Before Trainer's own arguments are resolved: DeepSpeed's are filled from them.
+            steps = self.accumulation_steps(int(os.environ.get("WORLD_SIZE", 1)))
+            if self.gradient_accumulation_steps not in (1, steps):
+                raise ValueError(
+                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} contradicts "
+                    f"global_batch_size={self.global_batch_size}, which takes {steps}; leave out one of them."
+                )
+            self.gradient_accumulation_steps = steps
         super().__post_init__()
         for name in ("gumbel_tau_start", "gumbel_tau_end", "predictor_learning_rate"):
             if getattr(self, name) <= 0:
@@ -153,132 +157,14 @@ class StageArguments(TrainingArguments):
             if self.keep_rate_schedule != "constant":
                 raise ValueError(f"{name} are drawn, keep_rate_schedule={self.keep_rate_schedule!r} would change them.")
 
-
-GROUPS = (ModelArguments, SparsityConfig, DataArguments, StageArguments)
-
-
-@dataclass
-class StageConfig:
-    """The resolved configuration of a run."""
-
-    model: ModelArguments
-    sparsity: SparsityConfig
-    data: DataArguments
-    training: StageArguments
-    values: dict[str, Any]
-
-    def save(self, folder: str | Path) -> None:
-        """Write what was given, file and command line together, so that the run can be started again from it."""
-        path = Path(folder) / RESOLVED_CONFIG
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.values, sort_keys=True, allow_unicode=True))
-
-
-def known_keys() -> list[str]:
-    """All keys that a configuration may set."""
-    return sorted({item.name for group in GROUPS for item in dataclasses.fields(group) if item.init})
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`key=value` -> key and value, read as YAML."""
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ValueError(f"Cannot read {text!r}; overrides look like learning_rate=1e-4.")
-    return key.strip().removeprefix("--"), yaml.safe_load(value)
-
-
-def load_config(path: str | Path, overrides: list[str] = ()) -> StageConfig:
-    """Read a YAML file with `key=value` overrides on top.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is not a mapping, an unknown key (with the nearest names), a value of the wrong type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No training configuration at {path}; see configs/train/.")
-    values = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, got a {type(values).__name__}.")
-    values.update(parse_override(text) for text in overrides)
-    return resolve(values, str(path))
-
-
-def resolve(values: dict[str, Any], source: str) -> StageConfig:
-    """Check `values` and turn them into typed arguments."""
-    known = known_keys()
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
-            hint = f"Did you mean {', '.join(near)}?" if near else "See dynamic_llava/train/arguments.py."
-            raise ValueError(f"Unknown key {key!r} in {source}. {hint}")
-    values = _elastic(values)
-    parser = HfArgumentParser(GROUPS, exit_on_error=False)
-    parser.error = _raise
-    try:
-        model, sparsity, data, training = parser.parse_args_into_dataclasses(_as_arguments(values))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{source}: {error}") from error
-    if isinstance(data.shapes, str):
-        data.shapes = json.loads(data.shapes)
-    _check_engine(model, training)
-    return StageConfig(model, sparsity, data, training, values)
-
-
-def engine_of(training: TrainingArguments) -> dict[str, Any] | None:
-    """The DeepSpeed configuration, None without."""
-    if not training.deepspeed:
-        return None
-    if isinstance(training.deepspeed, dict):
-        return training.deepspeed
-    return json.loads(Path(training.deepspeed).read_text())
-
-
-def _check_engine(model: ModelArguments, training: StageArguments) -> None:
-    """`ValueError` where a DeepSpeed file contradicts the configuration."""
-    engine = engine_of(training)
-    if engine is None:
-        return
-    if model.quantize and engine.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            f"quantize={model.quantize} and ZeRO-3 do not go together: bitsandbytes weights cannot be sharded by it. "
-            "Use ZeRO-2, or lora_r without quantize."
-        )
-    twice = [name for name in ("optimizer", "scheduler") if name in engine]
-    if twice:
-        raise ValueError(
-            f"The DeepSpeed file {training.deepspeed} sets {' and '.join(twice)}, which learning_rate, "
-            "predictor_learning_rate and lr_scheduler_type set here; remove them from the file."
-        )
-
-
-def _elastic(values: dict[str, Any]) -> dict[str, Any]:
-    """`image_keep_rate: [0.1, 0.5]` as a range to draw from; the checkpoint's own rate is then the middle of it."""
-    values = dict(values)
-    for name in ("image_keep_rate", "output_keep_rate"):
-        if isinstance(values.get(name), (list, tuple)):
-            rates = values[f"{name}s"] = list(values.pop(name))
-            if len(rates) != 2 or not all(isinstance(rate, (int, float)) for rate in rates):
-                raise ValueError(f"{name} is one rate or two to draw between, such as [0.1, 0.5], got {rates}.")
-            values[name] = sum(rates) / 2
-    return values
-
-
-def _raise(message: str) -> None:
-    raise ValueError(f"Training configuration: {message}")
-
-
-def _as_arguments(values: dict[str, Any]) -> list[str]:
-    """Values as command-line words: argparse then gives every key its type (YAML reads 5e-6 as a string)."""
-    words = []
-    for key, value in values.items():
-        if value is None:
-            continue
-        words.append(f"--{key}")
-        if isinstance(value, (list, tuple)):
-            words += [str(item) for item in value]
-        elif isinstance(value, dict):
-            words.append(json.dumps(value))
-        else:
-            words.append(str(value))
-    return words
+    def accumulation_steps(self, ranks: int) -> int:
+        """Micro-batches of an optimizer step on `ranks` processes; `ValueError` where they do not make up the batch."""
+        if self.global_batch_size is None:
+            return self.gradient_accumulation_steps
+        at_once = self.per_device_train_batch_size * ranks
+        if self.global_batch_size < 1 or self.global_batch_size % at_once:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is no multiple of the {at_once} samples that {ranks} "
+                f"rank(s) with per_device_train_batch_size={self.per_device_train_batch_size} take at once; change one."
+            )
+        return self.global_batch_size // at_once

@@ -9,13 +9,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..checkpoints.load import load_processor, published_model_config
 from ..checkpoints.source import find_folder, open_source, read_json
 from ..configuration_dynamic_llava import DynamicLlavaConfig, is_published
 from ..data import open_dataset
+from ..loading import PREDICTORS
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
-from .arguments import StageConfig, engine_of
+from .config import StageConfig, engine_of
 from .lora import add_adapters
 from .schedules import gumbel_tau, keep_rate
 from .trainer import freeze, parameter_groups
@@ -23,23 +25,33 @@ from .trainer import freeze, parameter_groups
 GB = 1e9
 # AdamW holds two float32 numbers for each weight it trains, and a float32 copy where the weight itself is 16 bits.
 ADAM_BYTES, MASTER_BYTES = 8, 4
+# What a rank has on its host with these entries of a DeepSpeed file.
+OFFLOADED = {"offload_optimizer": ("gradients", "optimizer"), "offload_param": ("weights",)}
+QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 
-def plan(config: StageConfig, samples: int | None) -> dict[str, Any]:
+def plan(config: StageConfig, samples: int | None, ranks: int | None = None) -> dict[str, Any]:
     """Groups of parameters, memory by kind, steps and schedule of a stage.
 
     Args:
         samples: samples of an epoch, None where the data cannot be read.
+        ranks: processes, one for each GPU; None takes those that run now.
 
     Returns:
-        `groups` (name, parameters, learning rate), `memory_bytes` per rank, `steps`, `global_batch`, `schedule`.
+        `groups` (name, parameters, learning rate), `memory_bytes` of a rank's GPU and `host_bytes` of its host (with
+        offload) by kind, `steps`, `global_batch`, `micro_batches` of `batch`, `schedule`.
+
+    Raises:
+        ValueError: `global_batch_size` does not divide among `ranks`.
     """
     args = config.training
     model = meta_model(config)
     groups = parameter_groups(model, args)
     names = ["adapters" if config.model.lora_r else "decoder", "predictors"][-len(groups) :]
-    ranks = args.world_size
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
+    ranks = ranks or args.world_size
+    micro_batches = args.accumulation_steps(ranks)
+    batch = args.per_device_train_batch_size * micro_batches * ranks
+    device, host = memory(model, config, ranks)
     steps = args.max_steps
     if steps <= 0:
         steps = None if samples is None else math.ceil(samples / batch) * math.ceil(args.num_train_epochs)
@@ -50,9 +62,12 @@ def plan(config: StageConfig, samples: int | None) -> dict[str, Any]:
             for name, group in zip(names, groups, strict=True)
         ],
         "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        "memory_bytes": memory(model, config),
+        "memory_bytes": device,
+        "host_bytes": host,
         "samples": samples,
         "global_batch": batch,
+        "micro_batches": micro_batches,
+        "batch": args.per_device_train_batch_size,
         "steps": steps,
         "schedule": schedule(config),
     }
@@ -60,6 +75,8 @@ def plan(config: StageConfig, samples: int | None) -> dict[str, Any]:
 
 def meta_model(config: StageConfig) -> nn.Module:
     """The model of a stage without weights, with what it trains set."""
+    # With ZeRO-3 weights would be shared out among ranks as they are made.
+    unset_hf_deepspeed_config()
     folder = find_folder(config.model.base_model, weights=False)
     sparsity = vars(config.sparsity)
     if is_published(read_json(folder / "config.json")):
@@ -74,24 +91,51 @@ def meta_model(config: StageConfig) -> nn.Module:
     return model
 
 
-def memory(model: nn.Module, config: StageConfig) -> dict[str, float]:
-    """Bytes on one rank by kind. Activations are a rule of thumb, for a batch of full length; the rest is counted."""
+def memory(model: nn.Module, config: StageConfig, ranks: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Bytes of one of `ranks` by kind, on its device and, offloaded, on its host.
+
+    They are counted, but activations: a rule of thumb for a batch of full length.
+    """
     args = config.training
     engine = engine_of(args)
-    stage = (engine or {}).get("zero_optimization", {}).get("stage", 0)
+    sharding = (engine or {}).get("zero_optimization", {})
+    stage = sharding.get("stage", 0)
     width = config.model.weight_dtype(args).itemsize
-    ranks = args.world_size
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    quantized = {"4bit": 0.5, "8bit": 1.0}.get(config.model.quantize)
-    weights = total * width if quantized is None else (total - trained) * quantized + trained * width
+    weights = total * width
+    if config.model.quantize:
+        weights = _quantized(model) * QUANTIZED_BYTES[config.model.quantize] + trained * width
+        # peft holds what is frozen and not quantized, such as the embeddings, in float32.
+        weights += (total - trained - _quantized(model)) * 4
     optimizer = trained * (ADAM_BYTES + (MASTER_BYTES if width < 4 else 0))
-    return {
+    sizes = {
         "weights": weights / (ranks if stage >= 3 else 1),
         "gradients": trained * width / (ranks if stage >= 2 else 1),
         "optimizer": optimizer / (ranks if stage >= 1 else 1),
         "activations": _activations(model, config),
     }
+    moved = [kind for key, kinds in OFFLOADED.items() if _offloads(sharding, key) for kind in kinds]
+    return (
+        {kind: 0.0 if kind in moved else size for kind, size in sizes.items()},
+        {kind: size if kind in moved else 0.0 for kind, size in sizes.items()},
+    )
+
+
+def _offloads(sharding: dict[str, Any], key: str) -> bool:
+    return (sharding.get(key) or {}).get("device", "none") != "none"
+
+
+def _quantized(model: nn.Module) -> int:
+    """Weights that bitsandbytes quantizes: of frozen linear layers, but the head's and the predictors' copies."""
+    return sum(
+        layer.weight.numel()
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+        and not layer.weight.requires_grad
+        and not name.endswith("lm_head")
+        and not any(predictor in f"{name}." for predictor in PREDICTORS)
+    )
 
 
 def _activations(model: nn.Module, config: StageConfig) -> float:
@@ -120,20 +164,26 @@ def schedule(config: StageConfig) -> list[dict[str, float]]:
 def print_plan(found: dict[str, Any], command: str) -> None:
     """The plan on the screen."""
     console = Console()
-    console.print(f"[bold]{command}[/bold]")
+    console.print(command, style="bold", soft_wrap=True, highlight=False, markup=False)
     table = Table("trained", "parameters", "learning rate", title="Parameters")
     for group in found["groups"]:
         table.add_row(group["name"], f"{group['parameters']:,}", f"{group['learning_rate']:g}")
     table.add_row("frozen", f"{found['frozen_parameters']:,}", "")
     console.print(table)
-    table = Table("on each rank", "GB", title=f"Memory, {found['ranks']} rank(s)")
-    for name, size in found["memory_bytes"].items():
-        table.add_row(f"{name}{' (about)' if name == 'activations' else ''}", f"{size / GB:.2f}")
-    table.add_row("sum", f"{sum(found['memory_bytes'].values()) / GB:.2f}")
+    device, host = found["memory_bytes"], found["host_bytes"]
+    table = Table("on each rank", "GB", "on the host", title=f"Memory, {found['ranks']} rank(s)")
+    for name in device:
+        row = f"{name}{' (about)' if name == 'activations' else ''}"
+        table.add_row(row, f"{device[name] / GB:.2f}", f"{host[name] / GB:.2f}")
+    table.add_row("sum", *(f"{sum(sizes.values()) / GB:.2f}" for sizes in (device, host)))
     console.print(table)
     samples = "unknown" if found["samples"] is None else f"{found['samples']:,}"
     steps = "unknown" if found["steps"] is None else f"{found['steps']:,}"
-    console.print(f"samples {samples}, global batch {found['global_batch']}, optimizer steps {steps}")
+    console.print(
+        f"samples {samples}, global batch {found['global_batch']} ({found['micro_batches']} times "
+        f"{found['batch']} on each rank), optimizer steps {steps}",
+        soft_wrap=True,
+    )
     table = Table("done", "tau", "image keep rate", "output keep rate", title="Schedule")
     for row in found["schedule"]:
         rates = [str(row[name]) if isinstance(row[name], list) else f"{row[name]:.3f}" for name in _RATES]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..chat_template import ASSISTANT, USER, marker_ids
 from ..checkpoints import load_checkpoint, load_processor
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
-from .arguments import StageConfig
 from .checkpointing import (
     check_same_config,
     checkpoints,
@@ -27,6 +27,7 @@ from .checkpointing import (
     remove_unfinished,
     run_lock,
 )
+from .config import StageConfig
 from .gradients import gradient_report
 from .interruption import StopOnSignal
 from .lora import add_adapters, quantization
@@ -72,6 +73,8 @@ def open_data(config: StageConfig, processor, files: list[str] | None = None) ->
 
 def report_gradients(config: StageConfig, batches: int) -> list[dict[str, float]]:
     """Gradients at the predictors of the stage's first batches, at its first temperature; nothing is trained."""
+    # The model is whole here, whatever engine would train it.
+    unset_hf_deepspeed_config()
     args = config.training
     set_seed(args.seed)
     processor = load_processor(config.model.base_model)
@@ -89,6 +92,11 @@ def report_gradients(config: StageConfig, batches: int) -> list[dict[str, float]
 def train(config: StageConfig) -> StageTrainer:
     """Train and save model, processor and resolved configuration into the run's folder."""
     args = config.training
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs; start one for each (scripts/train_stage.sh, torchrun), or let it see "
+            "only one (CUDA_VISIBLE_DEVICES)."
+        )
     set_seed(args.seed)
     processor = load_processor(config.model.base_model)
     dataset = open_data(config, processor)
@@ -112,7 +120,7 @@ def train(config: StageConfig) -> StageTrainer:
         data_collator=WithIds(LlavaCollator(processor)),
         processing_class=processor,
         callbacks=[MetricsFile(), stop, *pictures],
-        run_config=config.values,
+        run_config=config.fixed_values(),
     )
     with run_lock(run) if args.should_save else nullcontext():
         with args.main_process_first(desc="looking for a checkpoint"):
@@ -142,7 +150,7 @@ def resume_point(config: StageConfig) -> Path | None:
     args, run = config.training, Path(config.training.output_dir)
     found = None if args.restart else newest_valid(run)
     if found is not None:
-        check_same_config(found, config.values)
+        check_same_config(found, config.fixed_values())
     if args.should_save:
         for folder in checkpoints(run) if args.restart else remove_unfinished(run):
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dynamic_llava.train.arguments import load_config
+from dynamic_llava.compat import named_as_here
+from dynamic_llava.train.config import load_config
 from dynamic_llava.train.schedules import gumbel_tau
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
@@ -69,8 +70,14 @@ def test_paper_recipe():
     config = load_config(CONFIGS / "llava15_7b.yaml", ["bf16=false"])
     args = config.training
     assert (args.learning_rate, args.predictor_learning_rate, args.weight_decay) == (5e-6, 2e-4, 0.0)
-    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 64
+    assert args.per_device_train_batch_size * args.accumulation_steps(8) * 8 == 64
     assert (config.data.max_length, config.sparsity.min_output_length) == (2048, 50)
+
+
+def test_arguments_that_transformers_has_renamed():
+    values = {"activation_checkpointing": True, "seed": 1}
+    assert named_as_here(values, {"activation_checkpointing", "seed"}) == values
+    assert named_as_here(values, {"gradient_checkpointing", "seed"}) == {"gradient_checkpointing": True, "seed": 1}
 
 
 def test_gumbel_tau_decays_exponentially():

@@ -107,6 +107,20 @@ def test_sharding_equals_ddp(mixed, shapes, ddp, tmp_path, engine):  # noqa: F81
         torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)
 
 
+def test_deepspeed_on_one_process_needs_no_launcher(shapes, tmp_path):  # noqa: F811
+    pytest.importorskip("deepspeed")
+    losses = {}
+    for engine in (None, "zero2"):
+        words = overrides(shapes, tmp_path / str(engine), report_to="none", max_steps=3, **settings_of(engine))
+        command = [sys.executable, "-m", "dynamic_llava.train", "--config", "configs/train/shapes.yaml", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = [json.loads(line) for line in (tmp_path / str(engine) / "metrics.jsonl").read_text().splitlines()]
+        losses[engine] = [line["loss"] for line in lines if "lm_loss" in line]
+    assert len(losses[None]) == 3
+    assert losses["zero2"] == pytest.approx(losses[None], rel=1e-5)
+
+
 LORA = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "max_steps": 4}
 
 

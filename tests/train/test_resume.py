@@ -185,6 +185,14 @@ def folder_of(path: Path, text: str = "x") -> Path:
     return path
 
 
+def test_another_number_of_ranks_is_refused(straight, tmp_path):
+    """Each rank has its own random state; a missing one would make the rest of the run another in silence."""
+    config = json.loads((straight / "checkpoint-6" / MANIFEST).read_text())["config"]
+    assert config["ranks"] == 1
+    with pytest.raises(ValueError, match="ranks: 1 -> 2"):
+        check_same_config(straight / "checkpoint-6", {**config, "ranks": 2})
+
+
 def test_what_is_valid(tmp_path):
     one = folder_of(tmp_path / "checkpoint-5")
     assert not is_valid(one)

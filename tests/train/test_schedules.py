@@ -9,7 +9,7 @@ import torch
 
 from dynamic_llava import functional
 from dynamic_llava.train import stage
-from dynamic_llava.train.arguments import load_config
+from dynamic_llava.train.config import load_config
 from dynamic_llava.train.schedules import draw_rate, keep_rate
 
 from ..test_modeling import training_batch
