@@ -175,7 +175,7 @@ def test_a_changed_configuration_is_refused_with_its_keys(shapes, straight, tmp_
     assert "another configuration (learning_rate: " in error
     assert "save_total_limit" not in error
     config = config_of(shapes, straight, **STEPS)
-    check_same_config(straight / "checkpoint-6", config.values)
+    check_same_config(straight / "checkpoint-6", config.fixed_values())
     assert main([*arguments(shapes, tmp_path / "new", max_steps=1), "restart=true"]) == 0
 
 
