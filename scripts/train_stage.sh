@@ -2,8 +2,9 @@
 # bash scripts/train_stage.sh [CONFIG] [--dry-run | --gradient-report N] [key=value ...]
 # Runs the sparsification stage. Without arguments: the embedded default on a tiny LLaVA, evaluated and reported.
 # One process where there is one GPU or none, torchrun for several (GPUS says how many, else all), with or without a
-# DeepSpeed file (deepspeed=...). Several nodes: HOSTFILE=scripts/hostfile.example for DeepSpeed's launcher, which starts
-# them all by ssh; scripts/slurm/train_stage.sbatch; or on each of them NNODES, NODE_RANK and MASTER_ADDR.
+# DeepSpeed file (deepspeed=...); accelerate's launcher where ACCELERATE names a file of configs/accelerate. Several
+# nodes: HOSTFILE=scripts/hostfile.example for DeepSpeed's launcher, which starts them all by ssh;
+# scripts/slurm/train_stage.sbatch; or on each of them NNODES, NODE_RANK and MASTER_ADDR.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -24,6 +25,16 @@ if [ -n "${HOSTFILE:-}" ]; then
     [ -f "$HOSTFILE" ] || die "HOSTFILE=$HOSTFILE is not a file; see scripts/hostfile.example."
     ranks=$(sed 's/#.*//' "$HOSTFILE" | awk -F 'slots=' '{sum += $2} END {print sum + 0}')
     launch=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --no_local_rank --module)
+elif [ -n "${ACCELERATE:-}" ]; then
+    [ -f "$ACCELERATE" ] || die "ACCELERATE=$ACCELERATE is not a file; see configs/accelerate."
+    [ "$ranks" -gt 1 ] || die "ACCELERATE=$ACCELERATE is for several processes, here is room for $ranks; set GPUS or leave it out."
+    launch=("$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE" --num_processes "$ranks")
+    if [ "${NNODES:-1}" -gt 1 ]; then
+        launch+=(--num_machines "$NNODES" --machine_rank "${NODE_RANK:?}"
+            --main_process_ip "${MASTER_ADDR:?}" --main_process_port "${MASTER_PORT:-29500}" -m)
+    else
+        launch+=(--main_process_port 0 -m)
+    fi
 elif [ "${NNODES:-1}" -gt 1 ]; then
     launch=("$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "${NODE_RANK:?}"
         --master_addr "${MASTER_ADDR:?}" --master_port "${MASTER_PORT:-29500}" --nproc_per_node "$GPUS" -m)
@@ -33,6 +44,8 @@ fi
 case " $* " in
     *" --dry-run "*)
         [ "$ranks" -lt 1 ] || set -- --ranks "$ranks" "$@"
+        # As accelerate's launcher would tell the processes that it starts.
+        if grep -q '^distributed_type: FSDP' "${ACCELERATE:-/dev/null}"; then export ACCELERATE_USE_FSDP=true; fi
         set -- --launcher "${launch[*]}" "$@"
         launch=("$PYTHON" -m)
         ;;

@@ -114,6 +114,11 @@ def engine_of(training: TrainingArguments) -> dict[str, Any] | None:
     return json.loads(Path(training.deepspeed).read_text())
 
 
+def is_fsdp() -> bool:
+    """Whether accelerate's launcher asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def _check_engine(model: ModelArguments, training: StageArguments) -> None:
     """`ValueError` where a DeepSpeed file contradicts the configuration."""
     engine = engine_of(training)
@@ -124,7 +129,7 @@ def _check_engine(model: ModelArguments, training: StageArguments) -> None:
             f"quantize={model.quantize} and ZeRO-3 do not go together: bitsandbytes weights cannot be sharded by it. "
             "Use ZeRO-2, or lora_r without quantize."
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if is_fsdp():
         raise ValueError(f"FSDP and deepspeed={training.deepspeed} exclude each other; pass deepspeed=null for FSDP.")
     twice = [name for name in ("optimizer", "scheduler") if name in engine]
     if twice:

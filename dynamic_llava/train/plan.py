@@ -17,7 +17,7 @@ from ..configuration_dynamic_llava import DynamicLlavaConfig, is_published
 from ..data import open_dataset
 from ..loading import PREDICTORS
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
-from .config import StageConfig, engine_of
+from .config import StageConfig, engine_of, is_fsdp
 from .lora import add_adapters
 from .schedules import gumbel_tau, keep_rate
 from .trainer import freeze, parameter_groups
@@ -99,7 +99,8 @@ def memory(model: nn.Module, config: StageConfig, ranks: int) -> tuple[dict[str,
     args = config.training
     engine = engine_of(args)
     sharding = (engine or {}).get("zero_optimization", {})
-    stage = sharding.get("stage", 0)
+    # FSDP shares out what ZeRO-3 does.
+    stage = 3 if is_fsdp() else sharding.get("stage", 0)
     width = config.model.weight_dtype(args).itemsize
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration
+from dynamic_llava.train.checkpointing import newest_valid
 
 from .test_stage import ROOT, overrides, shapes  # noqa: F401  a fixture
 
@@ -35,33 +35,41 @@ def mixed(shapes, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def command_of(mixed, shapes, output, **values) -> list[str]:  # noqa: F811
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# Engines of `configs/accelerate`, started by its own launcher.
+ACCELERATED = ("ddp", "fsdp2")
+
+
+def launcher_of(engine: str | None) -> list[str]:
+    """What starts two processes, as `scripts/train_stage.sh` does."""
+    if engine not in ACCELERATED:
+        return TORCHRUN
+    settings = f"configs/accelerate/{engine}.yaml"
+    ours = ["--config_file", settings, "--num_processes", "2", "--main_process_port", "0"]
+    return ["accelerate.commands.launch", *ours]
+
+
+def command_of(mixed, shapes, output, engine=None, **values) -> list[str]:  # noqa: F811
     values = {
         "train_file": mixed / "train.json",
         "max_steps": STEPS,
         "per_device_train_batch_size": 2,
         "report_to": "none",
+        **settings_of(engine),
         **values,
     }
     words = [word for word in overrides(shapes, output, **values) if not word.startswith("use_cpu")]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return [sys.executable, *launch, "-m", "tests.train.cpu_rank", "--config", "configs/train/shapes.yaml", *words]
+    module = ["tests.train.cpu_rank", "--config", "configs/train/shapes.yaml"]
+    return [sys.executable, "-m", *launcher_of(engine), "-m", *module, *words]
 
 
-def environment_of(engine: str | None) -> dict[str, str]:
-    """What `accelerate launch` would set for FSDP2, on top of one thread for each rank."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if engine == "fsdp2":
-        settings = yaml.safe_load((ROOT / "configs" / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"]
-        names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
-        environment |= {names.get(key, key.upper()): str(value) for key, value in settings.items()}
-        environment["ACCELERATE_USE_FSDP"] = "true"
-    return environment
+# One thread for each rank.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def settings_of(engine: str | None) -> dict:
     """Keys of a run with that engine: a DeepSpeed file by name, or none for DDP and FSDP2."""
-    if engine is None or engine == "fsdp2":
+    if engine is None or engine in ACCELERATED:
         return {}
     pytest.importorskip("deepspeed")
     return {"deepspeed": ROOT / "configs" / "deepspeed" / f"{engine}.json"}
@@ -70,9 +78,9 @@ def settings_of(engine: str | None) -> dict:
 def run(mixed, shapes, output, engine=None, **values):  # noqa: F811
     """Losses and gradient norms of a run, from its log."""
     done = subprocess.run(
-        command_of(mixed, shapes, output, **settings_of(engine), **values),
+        command_of(mixed, shapes, output, engine, **values),
         cwd=ROOT,
-        env=environment_of(engine),
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -90,16 +98,18 @@ def ddp(mixed, shapes, tmp_path_factory):  # noqa: F811
     return found, output
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "zero3_offload", "fsdp2"])
 def test_sharding_equals_ddp(mixed, shapes, ddp, tmp_path, engine):  # noqa: F811
     # Pictures too, where the forward pass of one rank alone would wait for the weights of the other.
     values = {"picture_steps": STEPS} if engine in ("zero3", "fsdp2") else {}
     found, done = run(mixed, shapes, tmp_path / "run", engine, **values)
     assert len(found) == STEPS, done.stderr[-3000:]
     assert (tmp_path / "run" / "pictures").is_dir() == bool(values)
+    # DeepSpeed's own Adam for the host rounds otherwise.
+    tolerance = 3e-6 if engine == "zero3_offload" else 1e-6
     for (loss, norm), (expected, expected_norm) in zip(found, ddp[0], strict=True):
-        assert loss == pytest.approx(expected, rel=1e-5, abs=2e-6)
-        assert norm == pytest.approx(expected_norm, rel=1e-4)
+        assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
+        assert norm == pytest.approx(expected_norm, rel=2e-5)
     one, two = (
         DynamicLlavaForConditionalGeneration.from_pretrained(p).state_dict() for p in (tmp_path / "run", ddp[1])
     )
@@ -135,8 +145,8 @@ def test_adapters_and_predictors_are_sharded_alike(mixed, shapes, lora_ddp, tmp_
     found, done = run(mixed, shapes, tmp_path / "run", engine, **LORA)
     assert len(found) == LORA["max_steps"], done.stderr[-3000:]
     for (loss, norm), (expected, expected_norm) in zip(found, lora_ddp[0], strict=True):
-        assert loss == pytest.approx(expected, rel=1e-5, abs=2e-6)
-        assert norm == pytest.approx(expected_norm, rel=1e-4)
+        assert loss == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert norm == pytest.approx(expected_norm, rel=2e-5)
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "run", lora_ddp[1]))
     assert one.keys() == two.keys()
     for key, value in one.items():
@@ -147,8 +157,10 @@ def test_adapters_and_predictors_are_sharded_alike(mixed, shapes, lora_ddp, tmp_
 def test_a_killed_run_goes_on_bit_for_bit(mixed, shapes, tmp_path, engine):  # noqa: F811
     values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
     straight, _ = run(mixed, shapes, tmp_path / "straight", engine, **values)
-    command = command_of(mixed, shapes, tmp_path / "run", **settings_of(engine), **values)
-    kill_when(tmp_path / "run" / "checkpoint-2" / "manifest.json", command, environment_of(engine))
+    command = command_of(mixed, shapes, tmp_path / "run", engine, **values)
+    # The second checkpoint appears: the kill comes while it is written.
+    kill_when(tmp_path / "run" / "checkpoint-4", command)
+    assert newest_valid(tmp_path / "run") is not None
     found, _ = run(mixed, shapes, tmp_path / "run", engine, **values)
     assert len(found) == 5
     assert found == straight
@@ -156,12 +168,12 @@ def test_a_killed_run_goes_on_bit_for_bit(mixed, shapes, tmp_path, engine):  # n
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
-def kill_when(appears, command: list[str], environment: dict[str, str]) -> None:
+def kill_when(appears, command: list[str]) -> None:
     """Start a run and kill all of it when a file appears."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -94,6 +95,13 @@ def test_memory_by_hand(shapes, tmp_path):  # noqa: F811
             assert (device[kind], host[kind]) == ((0, size) if kind in on_host else (size, 0)), (name, kind)
 
 
+def test_fsdp_shares_out_everything(shapes, tmp_path, monkeypatch):  # noqa: F811
+    whole = planned(shapes, tmp_path)["memory_bytes"]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    sizes = planned(shapes, tmp_path, ranks=4)["memory_bytes"]
+    assert all(sizes[kind] == whole[kind] / 4 for kind in ("weights", "gradients", "optimizer"))
+
+
 def test_memory_of_quantized_weights(shapes, tmp_path):  # noqa: F811
     """Linear layers of tower, projector and decoder at half a byte; embeddings, head and norms stay at four."""
     stored = load_file(ROOT / "assets" / "tiny-llava" / "model.safetensors")
@@ -166,3 +174,28 @@ def test_the_script_takes_a_hostfile(tmp_path):
     found = shown(HOSTFILE=str(tmp_path / "none"))
     assert found.returncode == 1
     assert "none is not a file; see scripts/hostfile.example" in found.stderr
+
+
+def test_the_script_takes_accelerates_files(tmp_path):
+    launcher = f"{sys.executable} -m accelerate.commands.launch --config_file configs/accelerate/"
+    own = "dynamic_llava.train --config configs/train/smoke_cpu.yaml"
+    weights = {}
+    for name in ("ddp", "fsdp2"):
+        found = shown("configs/train/smoke_cpu.yaml", ACCELERATE=f"configs/accelerate/{name}.yaml", GPUS="4")
+        assert found.stdout.startswith(f"{launcher}{name}.yaml --num_processes 4 --main_process_port 0 -m {own}\n")
+        weights[name] = float(re.search(r"weights\s*│\s*([\d.]+)", found.stdout)[1])
+    assert weights["fsdp2"] < weights["ddp"]
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "GPUS": "4"}
+    found = shown("configs/train/smoke_cpu.yaml", ACCELERATE="configs/accelerate/ddp.yaml", **nodes)
+    first = "--num_machines 2 --machine_rank 1 --main_process_ip first --main_process_port 29500"
+    assert found.stdout.startswith(f"{launcher}ddp.yaml --num_processes 8 {first} -m {own}\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "gpus", "message"),
+    [("none.yaml", "2", "is not a file; see configs/accelerate"), ("configs/accelerate/ddp.yaml", "1", "set GPUS")],
+)
+def test_accelerates_launcher_where_it_cannot_start(file, gpus, message):
+    found = shown("configs/train/smoke_cpu.yaml", ACCELERATE=file, GPUS=gpus)
+    assert found.returncode == 1
+    assert message in found.stderr
