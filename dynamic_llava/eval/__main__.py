@@ -72,10 +72,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for notice in notices if rank == 0 else ():
         print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.
+    from ..checkpoints.source import find_folder
     from .conversations import data_root_at
     from .loading import SparsitySettings, load_model
     from .responses import ResponseStore, checkpoint_fingerprint
-    from .runner import EvaluationOptions, check_tasks, evaluate_tasks, write_evaluation
+    from .runner import EvaluationOptions, check_tasks, evaluate_tasks, read_tasks, write_evaluation
 
     settings = SparsitySettings(
         args.image_keep_rate,
@@ -90,6 +91,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     output = Path(args.output or f"{args.model}/eval")
     with data_root_at(args.data_root):
         manager = check_tasks(options)
+        # What is cheap comes first: is there such a model, then the documents, then gigabytes of weights.
+        find_folder(args.model, weights=False)
+        if rank == 0:
+            # The other ranks take what this one has fetched.
+            read_tasks(manager, options)
         store = ResponseStore(output, checkpoint_fingerprint(args.model), args.resume, rank, world_size)
         if len(store):
             print(f"{len(store)} answers of an earlier run are taken over.", file=sys.stderr)

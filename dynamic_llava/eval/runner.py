@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -110,13 +111,32 @@ def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
     return manager
 
 
+@contextmanager
+def plainly(tasks: Sequence[str]) -> Iterator[None]:
+    """`ValueError` with what really went wrong: lmms-eval tries reading and scoring several times and then hides it."""
+    try:
+        yield
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        raise ValueError(
+            f"lmms-eval could not read or score {', '.join(tasks)}: {cause!r}. Where the hub is out of reach, evaluate "
+            "local files (--data-root, see eval/prepare_data.py)."
+        ) from cause
+
+
+def read_tasks(manager: BenchmarkTasks, options: EvaluationOptions) -> None:
+    """Read the documents of all tasks ahead of the evaluation; `ValueError` where that fails."""
+    with plainly(options.tasks):
+        manager.read(options.tasks)
+
+
 def run_lmms(lm: lmms, manager: BenchmarkTasks, options: EvaluationOptions, output: Path | None) -> dict[str, Any]:
     """lmms-eval's results of `lm`; submission files go to `output/submissions`. Empty on ranks other than the first."""
     from lmms_eval.evaluator import simple_evaluate
 
     # Some tasks write files beside their scores and ask for the command line's output folder.
     submissions = argparse.Namespace(output_path=str(output), process_with_media=False) if output else None
-    try:
+    with plainly(options.tasks):
         results = simple_evaluate(
             model=lm,
             tasks=list(options.tasks),
@@ -127,10 +147,6 @@ def run_lmms(lm: lmms, manager: BenchmarkTasks, options: EvaluationOptions, outp
             torch_random_seed=options.seed,
             cli_args=submissions,
         )
-    except RetryError as error:
-        # lmms-eval tries reading and scoring several times and then hides what went wrong.
-        cause = error.last_attempt.exception()
-        raise ValueError(f"lmms-eval could not read or score {', '.join(options.tasks)}: {cause!r}") from cause
     return results or {}
 
 

@@ -34,6 +34,7 @@ class BenchmarkTasks(TaskManager):
         - a task named in `local` reads that file of JSON lines in place of its dataset.
         - `mmbench_cn_dev_static` is `mmbench_cn_dev` with the static scorer, which lmms-eval has for English only.
         - `llava_prompts` asks as LLaVA's own scripts do, see `llava_prompts`.
+        - `read` loads tasks ahead of the evaluation, which then takes these.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class BenchmarkTasks(TaskManager):
     ) -> None:
         self.local = dict(local or {})
         self.llava_prompts = llava_prompts
+        self._ready: dict[tuple[str, ...], dict[str, Any]] = {}
         super().__init__(include_path=include_path, include_defaults=include_defaults, model_name=MODEL_NAME)
 
     def initialize_tasks(self, include_path: list[str] | None = None, include_defaults: bool = True) -> dict[str, Any]:
@@ -53,6 +55,16 @@ class BenchmarkTasks(TaskManager):
         if CN_JUDGED in index:
             index[CN_STATIC] = dict(index[CN_JUDGED])
         return index
+
+    def read(self, names: Sequence[str]) -> None:
+        """Load `names` with their data now, so that what is missing shows before a model is loaded."""
+        self._ready[tuple(names)] = super().load_task_or_group(list(names))
+
+    def load_task_or_group(self, task_list=None, *args, **kwargs) -> dict[str, Any]:
+        """The tasks, those that `read` has loaded only once."""
+        names = (task_list,) if isinstance(task_list, str) else tuple(task_list or ())
+        ready = self._ready.pop(names, None)
+        return super().load_task_or_group(task_list, *args, **kwargs) if ready is None else ready
 
     def _get_config(self, name: str) -> dict[str, Any]:
         config = super()._get_config(name)

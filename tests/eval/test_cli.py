@@ -1,8 +1,11 @@
 import json
 
 import pytest
+from lmms_eval.api.task import ConfigurableTask
 
+from dynamic_llava.eval import loading
 from dynamic_llava.eval.__main__ import main
+from dynamic_llava.eval.conversations import ConversationTask
 
 
 @pytest.fixture
@@ -60,6 +63,28 @@ def test_missing_picture_is_named(run_folder, shapes_folder, tmp_path, fails):
     message = fails("--model", str(run_folder), "--tasks", "shapes_vqa", "--data-root", str(tmp_path))
     assert "'q0'" in message
     assert "images/test/0.png" in message
+
+
+def test_documents_out_of_reach_show_before_a_model_is_loaded(run_folder, tmp_path, fails, monkeypatch):
+    def out_of_reach(*args, **kwargs):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("datasets.load_dataset", out_of_reach)
+    monkeypatch.setattr(ConfigurableTask.download.retry, "sleep", lambda seconds: None)
+    monkeypatch.setattr(loading, "load_model", None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    message = fails("--model", str(run_folder), "--tasks", "pope", "--output", str(tmp_path))
+    assert "could not read or score pope: ConnectionError('no route to the hub')" in message
+    assert "--data-root" in message
+
+
+def test_documents_are_read_once(run_folder, shapes_folder, tmp_path, monkeypatch):
+    reads = []
+    original = ConversationTask.download
+    monkeypatch.setattr(ConversationTask, "download", lambda *args: (reads.append(1), original(*args)))
+    arguments = ["--model", str(run_folder), "--data-root", str(shapes_folder), "--tasks", "shapes_vqa"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"id": "a"}]'])
