@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
 MANIFEST = "manifest.json"
@@ -27,6 +28,8 @@ _STATE_FILES = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|pytorch_model_fsdp|trainer_state|training_args|manifest|latest|zero_to).*"
 )
 _CHUNK = 1 << 22
+# How `torch.save` says that its file could not be written.
+_TORCH_WRITER = re.compile(r"inline_container|PytorchStreamWriter")
 # Keys of a configuration that do not change what is computed; a resumed run may have other values.
 FREE_KEYS = frozenset(
     {
@@ -36,6 +39,19 @@ FREE_KEYS = frozenset(
         *("report_questions", "report_to", "restart", "run_name", "save_steps", "save_strategy", "save_total_limit"),
     }
 )
+
+
+@contextmanager
+def write_errors() -> Iterator[None]:
+    """`OSError` for a file that could not be written: torch and safetensors raise errors of their own."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        if not _TORCH_WRITER.search(str(error)):
+            raise
+        raise OSError(f"torch.save: {str(error).splitlines()[0]}") from error
 
 
 def write_manifest(folder: Path, config: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from .checkpointing import (
     newest_valid,
     remove_unfinished,
     run_lock,
+    write_errors,
 )
 from .config import StageConfig
 from .gradients import gradient_report
@@ -136,7 +137,8 @@ def train(config: StageConfig) -> StageTrainer:
         if stop.stopped:
             print(f"Stopped by a signal after step {trainer.state.global_step}; the same command goes on from there.")
             raise SystemExit(0)
-        trainer.save_model(args.output_dir)
+        with write_errors():
+            trainer.save_model(args.output_dir)
     _say_skipped(dataset)
     return trainer
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
@@ -20,7 +19,7 @@ from ..data import LengthGroupedSampler
 from ..loading import PREDICTORS
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..token_spans import answer_token_mask, image_token_mask
-from .checkpointing import rotate, write_manifest
+from .checkpointing import rotate, write_errors, write_manifest
 from .interruption import check_finite
 from .monitoring import Meter, group_norms
 from .schedules import draw_rate, gumbel_tau, keep_rate
@@ -104,12 +103,13 @@ class StageTrainer(Trainer):
             shutil.rmtree(folder)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with write_errors():
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 write_manifest(folder, self.run_config)
                 rotate(folder.parent, limit)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
                 f"{folder} could not be saved ({error}); it was removed and earlier checkpoints are as they were. Make "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +25,7 @@ from dynamic_llava.train.checkpointing import (
     newest_valid,
     rotate,
     run_lock,
+    write_errors,
     write_manifest,
 )
 
@@ -138,20 +139,59 @@ def test_sigterm_saves_and_ends_with_zero(shapes, straight, tmp_path, monkeypatc
     assert_same_outcome(run, straight)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(shapes, tmp_path, monkeypatch, capsys):  # noqa: F811
-    run = tmp_path / "run"
-    original = trainer.write_manifest
+@pytest.mark.parametrize(("room", "file"), [(0.5, "model.safetensors"), (1.2, "optimizer.pt")])
+def test_a_full_disk_leaves_the_last_checkpoint(shapes, straight, tmp_path, monkeypatch, capsys, room, file):  # noqa: F811
+    """From the third step on no file can grow beyond `room` times the model's: the system refuses the write."""
+    run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = trainer.StageTrainer.training_step
+    most = int(room * (straight / "model.safetensors").stat().st_size)
+    assert (straight / "checkpoint-6" / file).stat().st_size > most
 
-    def full(folder, config):
-        if folder.name == "checkpoint-4":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(folder, config)
+    def fill(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer, "write_manifest", full)
-    assert main(arguments(shapes, run)) == 2
+    monkeypatch.setattr(trainer.StageTrainer, "training_step", fill)
+    try:
+        assert main(arguments(shapes, run)) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.undo()
     assert "checkpoint-4 could not be saved" in capsys.readouterr().err
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2"]
     assert is_valid(run / "checkpoint-2")
+    assert main(arguments(shapes, run)) == 0
+    assert_same_outcome(run, straight)
+
+
+def test_errors_that_are_not_of_writing_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="out of memory"), write_errors():
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_vanish_end_the_run_and_it_goes_on(shapes, straight, tmp_path, monkeypatch, capsys, workers):  # noqa: F811
+    run, away = tmp_path / "run", shapes / "away"
+    original = trainer.StageTrainer.training_step
+
+    def unmount(self, *args, **kwargs):
+        if self.state.global_step == 2 and not away.exists():
+            (shapes / "images").rename(away)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.StageTrainer, "training_step", unmount)
+    try:
+        assert main(arguments(shapes, run, dataloader_num_workers=workers)) == 2
+    finally:
+        away.rename(shapes / "images")
+    monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert "no picture at" in error
+    assert "check image_folder" in error
+    assert is_valid(newest_valid(run))
+    assert main(arguments(shapes, run)) == 0
+    assert_same_outcome(run, straight)
 
 
 def test_a_loss_that_is_no_number_names_the_samples(shapes, tmp_path, monkeypatch, capsys):  # noqa: F811
