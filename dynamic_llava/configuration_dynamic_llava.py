@@ -50,8 +50,11 @@ class SparsityConfig:
         masked_kernel: how MaskedSoftmax runs in training with every attention but eager: `triton`, `blocked` (plain
             torch) or `auto` (`masked_kernels.choose_kernel`).
         sparse_training: `masked` keeps every token in training and hides dropped ones by MaskedSoftmax (paper);
-            `pruned` lets dropped image (and instruct) tokens leave the sparse layers, at about the cost of inference:
-            their gates then get no gradient, those of kept tokens carry it.
+            `pruned` lets dropped image (and instruct) tokens leave the sparse layers, at little more than the cost of
+            inference. Gates of tokens that left get no gradient.
+        pruned_probe_rate: in pruned training, the fraction of dropped tokens that stay as probes, drawn at random in
+            each call: hidden as in masked training, their gates get its gradient, divided by this rate. On average
+            over the draws that is masked training's; 0 leaves the gradient to the gates of kept tokens alone.
         instruct_predictor: whether text of the last user turn, from its last image on, is dropped too, in prefill
             and training (published code; the paper's Table 9 shows that it costs accuracy).
         instruct_keep_rate: fraction of it kept in training, in (0, 1]; inference keeps what is more likely kept.
@@ -78,6 +81,7 @@ class SparsityConfig:
     gate_estimator: str = "bounded"
     masked_kernel: str = "auto"
     sparse_training: str = "masked"
+    pruned_probe_rate: float = 0.1
     instruct_predictor: bool = False
     instruct_keep_rate: float = 0.7
     min_instruct_length: int = 25
@@ -96,6 +100,10 @@ class SparsityConfig:
         for name, allowed in (("sparse_training", SPARSE_TRAINING), ("masked_kernel", MASKED_KERNELS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if isinstance(self.pruned_probe_rate, bool) or not 0 <= self.pruned_probe_rate <= 1:
+            raise ValueError(
+                f"pruned_probe_rate is a fraction of the dropped tokens, in [0, 1], got {self.pruned_probe_rate!r}."
+            )
         for name in ("sparse_layer", "predictor_dim", "predictor_num_heads", "predictor_ffn_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -189,6 +189,11 @@ def scatter_kept(packed: Tensor, index: Tensor, valid: Tensor, fill: Tensor) -> 
     return fill.to(packed.dtype).scatter(1, index, packed)
 
 
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """`tensor`, to the bit, whose gradient is multiplied by `factor`."""
+    return tensor.detach() + factor * (tensor - tensor.detach())
+
+
 def gate_weights(scores: Tensor, lse: Tensor, visible: Tensor, estimator: str) -> Tensor:
     """Weight `w_ij` with which column j enters the gradient of its gate (see `masked_softmax`).
 

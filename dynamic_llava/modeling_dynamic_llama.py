@@ -15,7 +15,7 @@ from .attention import backend_mask, causal_candidates, gated_implementation, tr
 from .cache import SparseCache, seen_tokens
 from .configuration_dynamic_llava import SparsityConfig
 from .decisions import Decision, SparsityOptions, decide, draw
-from .functional import gather_kept, pack_left, scatter_kept, visible_columns
+from .functional import gather_kept, pack_left, scale_gradient, scatter_kept, visible_columns
 from .masked_kernels import choose_kernel
 from .outputs import DynamicLlamaOutput
 from .predictors import ImagePredictor, OutputPredictor, PredictorLinear
@@ -145,7 +145,9 @@ class DynamicLlamaModel(LlamaModel):
     ) -> Tensor:
         """The sparse layers in training on the tokens that stay; dropped output tokens stay, with a next token to say.
 
-        NOTE(paper): an option of this project. The paper masks.
+        NOTE(paper): an option of this project. The paper masks. Nobody sees a dropped token, so that the gradient of
+        its gate does not depend on which others stay: probes at a rate, weighed by its inverse, give on average what
+        masking gives.
         """
         stay = spans.present.clone()
         for mask in (decision.image_keep_mask, decision.instruct_keep_mask):
@@ -154,6 +156,11 @@ class DynamicLlamaModel(LlamaModel):
         if spans.output is not None:
             # What stands in front of an answer says its first token, also where it is a dropped image token.
             stay |= spans.output.roll(-1, dims=1) & spans.present
+        rate = self.sparsity.pruned_probe_rate
+        if rate > 0:
+            probes = spans.present & ~stay & (torch.rand(stay.shape, device=stay.device) < rate)
+            gates = torch.where(probes, scale_gradient(gates, 1 / rate), gates)
+            stay |= probes
         index, valid, _ = pack_left(stay)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
         packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)

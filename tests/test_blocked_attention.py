@@ -39,7 +39,7 @@ def test_half_precision_is_as_near_as_its_rounding(dtype, estimator):
     output = blocked_masked_softmax(*leaves, present, 0.125, estimator, block=32)
     output.backward(grad.to(dtype))
     rounding = {torch.bfloat16: 3e-3, torch.float16: 4e-4}[dtype]
-    assert relative(output.detach(), expected[0]) < rounding / 1.5
+    assert relative(output.detach(), expected[0].to(dtype).double()) < 1e-4
     for name, one, two in zip("oqkvm", [output.detach(), *[x.grad for x in leaves]], expected, strict=True):
         assert relative(one, two) < rounding, name
 

@@ -1,4 +1,4 @@
-"""`sparse_training: pruned`: dropped image tokens leave in training, everything else stays as it was."""
+"""`sparse_training: pruned`: dropped image tokens leave in training, all but the probes; the rest stays as it was."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def losses(model, seed=4):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_losses_equal_masked_training(attention, side):
-    """Tokens that left were seen by nobody, so that every loss is the same."""
+@pytest.mark.parametrize("probes", [0.0, 0.5])
+def test_losses_equal_masked_training(attention, side, probes):
+    """Tokens that left were seen by nobody, and nobody sees a probe, so that every loss is the same."""
     outputs = []
     for mode in ("masked", "pruned"):
-        model = tiny_model(attention=attention, sparse_training=mode).train()
+        model = tiny_model(attention=attention, sparse_training=mode, pruned_probe_rate=probes).train()
         torch.manual_seed(4)
         outputs.append(model(**training_batch(side)))
     for name in ("loss", "lm_loss", "image_budget_loss", "output_budget_loss"):
@@ -32,9 +33,9 @@ def test_losses_equal_masked_training(attention, side):
     assert torch.equal(outputs[0].image_keep_mask, outputs[1].image_keep_mask)
 
 
-def gradients(mode, monkeypatch, keep_all_outputs=False):
-    """Gradients of the LM loss alone, and the gradient that each image gate receives."""
-    model = tiny_model(sparse_training=mode, budget_weight=0.0, output_predictor=not keep_all_outputs).train()
+def gradients(mode, monkeypatch, probes=0.0):
+    """Gradients of the LM loss alone, and the gradient that each gate receives."""
+    model = tiny_model(sparse_training=mode, budget_weight=0.0, pruned_probe_rate=probes).train()
     masks = []
     original = functional.gumbel_keep_mask
 
@@ -64,6 +65,36 @@ def test_gradients_differ_in_the_gates_of_dropped_images_alone(monkeypatch):
             torch.testing.assert_close(parameter.grad, other, atol=1e-5, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("rate", [0.25, 0.6, 1.0])
+def test_gates_of_probes_get_the_gradient_of_masked_training_over_the_rate(monkeypatch, rate):
+    """So that their mean over the draws of probes is that of masked training."""
+    (_, one), (_, two) = (gradients(mode, monkeypatch, rate) for mode in ("masked", "pruned"))
+    kept = one[0].detach() > 0.5
+    masked, pruned = one[0].grad[~kept], two[0].grad[~kept]
+    probed = pruned != 0
+    assert probed.any()
+    # Rows without an answer give no gradient to anything.
+    assert torch.equal(probed, masked != 0) == (rate == 1)
+    torch.testing.assert_close(pruned[probed] * rate, masked[probed], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(one[0].grad[kept], two[0].grad[kept], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(one[1].grad, two[1].grad, atol=1e-6, rtol=1e-3)
+
+
+def test_probes_are_as_many_as_asked_for():
+    """Drawn for each call anew, among the dropped tokens of every row."""
+    lengths, stay = [], []
+    model = tiny_model(sparse_training="pruned", pruned_probe_rate=0.5).train()
+    model.model.language_model.layers[-1].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    batch = {name: value[:1] for name, value in training_batch().items()}
+    for seed in range(30):
+        torch.manual_seed(seed)
+        mask = model(**batch).image_keep_mask.bool()
+        stay.append((int((mask & batch["attention_mask"].bool()).sum()), int((~mask).sum())))
+    extra = [length - kept for length, (kept, _) in zip(lengths, stay, strict=True)]
+    assert len(set(extra)) > 1
+    assert sum(extra) / sum(dropped for _, dropped in stay) == pytest.approx(0.5, abs=0.15)
+
+
 def test_every_trained_parameter_gets_a_gradient():
     model = tiny_model(sparse_training="pruned")
     losses(model).loss.backward()
@@ -75,7 +106,7 @@ def test_every_trained_parameter_gets_a_gradient():
 
 def test_the_sparse_layers_see_fewer_tokens():
     lengths = []
-    model = tiny_model(sparse_training="pruned")
+    model = tiny_model(sparse_training="pruned", pruned_probe_rate=0.0)
     model.model.language_model.layers[-1].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     output = losses(model)
     stay = output.image_keep_mask.bool() & training_batch()["attention_mask"].bool()
@@ -96,3 +127,9 @@ def test_gradient_checkpointing_changes_nothing():
 def test_unknown_mode():
     with pytest.raises(ValueError, match="sparse_training must be one of masked, pruned, got 'cut'"):
         tiny_model(sparse_training="cut")
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, True])
+def test_probe_rate_out_of_range(rate):
+    with pytest.raises(ValueError, match="pruned_probe_rate is a fraction of the dropped tokens, in"):
+        tiny_model(pruned_probe_rate=rate)

@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.efficiency train`: a training step of stock LLaVA and of ours, `masked` and `pruned`."""
+"""`python -m dynamic_llava.efficiency train`: a training step of stock LLaVA and of ours, masked and pruned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..configuration_dynamic_llava import SPARSE_TRAINING, DynamicLlavaConfig
+from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..token_spans import IGNORE_INDEX
 from .machine import machine_facts
 from .measure_report import ratio_text
@@ -24,6 +24,12 @@ from .timing import time_pairs
 
 DEFAULT_SHAPE = "small"
 FILE_NAME = "train.json"
+# Ways to train that are measured, as keys of `SparsityConfig`.
+MODES: dict[str, dict[str, Any]] = {
+    "masked": {"sparse_training": "masked"},
+    "pruned": {"sparse_training": "pruned"},
+    "pruned without probes": {"sparse_training": "pruned", "pruned_probe_rate": 0.0},
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ def measure_steps(config: DynamicLlavaConfig, options: StepOptions) -> dict[str,
         "dense_saved_bytes": saved_bytes(dense, pair.dense),
         "modes": {},
     }
-    for mode in tqdm(SPARSE_TRAINING, desc="steps", leave=False):
-        pair.config.sparsity.sparse_training = pair.ours.config.sparsity.sparse_training = mode
+    for mode, keys in tqdm(MODES.items(), desc="steps", leave=False):
+        vars(pair.ours.model.language_model.sparsity).update(keys)
         ours = _step(pair.ours, inputs, options)
         saved = saved_bytes(ours, pair.ours)
         times = time_pairs(dense, ours, pairs=options.repeats, warmup=1, seconds=math.inf, device=device)

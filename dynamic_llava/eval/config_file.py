@@ -17,7 +17,7 @@ def apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
         ValueError: not a YAML mapping, or a name that is no option (the nearest is offered).
     """
     if not path.is_file():
-        raise FileNotFoundError(f"--config {path} is missing; configs/eval holds paper.yaml and quick.yaml.")
+        raise FileNotFoundError(f"--config {path} is missing; the repository's suites are in configs/eval.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

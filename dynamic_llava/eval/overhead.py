@@ -38,7 +38,7 @@ from .conversations import FILES, data_root_at
 from .loading import LoadedModel, SparsitySettings
 from .prompts import encode_prompts
 from .responses import ResponseStore
-from .runner import EvaluationOptions, check_tasks, evaluate_tasks, run_lmms, write_evaluation
+from .runner import EvaluationOptions, check_tasks, evaluate_tasks, read_tasks, run_lmms, write_evaluation
 
 TASK = "shapes_vqa"
 QUESTION, ANSWER = "What is in the picture?", "circle"
@@ -102,6 +102,7 @@ class Bench:
         output = self.folder / "results"
         with data_root_at(self.folder):
             manager = check_tasks(self.options)
+            read_tasks(manager, self.options)
             store = ResponseStore(output, "instant")
             evaluation = evaluate_tasks(self.loaded, SparsitySettings(), self.options, manager, output, store)
             write_evaluation(evaluation, output)

@@ -125,6 +125,18 @@ def test_score(tmp_path, capsys):
     assert report["models"]["ours"]["perplexity_scoring"] != report["models"]["dense"]["perplexity_scoring"]
 
 
+def test_train(tmp_path, capsys):
+    step = ["train", "--shape", "tiny", "--output-tokens", "60", "--batch", "4", "--repeats", "1"]
+    assert main([*step, "--output", str(tmp_path)]) == 0
+    assert "Training step" in capsys.readouterr().out
+    report = json.loads((tmp_path / "train.json").read_text())
+    assert list(report["modes"]) == ["masked", "pruned", "pruned without probes"]
+    saved = [case["saved_ratio"] for case in report["modes"].values()]
+    # Fewer tokens leave less to save: 16 image tokens, of which 3 or so stay, and a tenth of the rest as probes.
+    assert saved[0] > saved[1] > saved[2]
+    assert all(case["time"]["ratio"]["median"] > 0 for case in report["modes"].values())
+
+
 def test_generation_time_integrates_the_steps():
     def case(length, milliseconds):
         side = {"median": milliseconds / 1e3, "iqr": 0.0}

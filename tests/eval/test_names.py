@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 
 from dynamic_llava.eval.__main__ import main, parse
-from dynamic_llava.eval.names import SHORT_NAMES, judge_key, resolve_names
+from dynamic_llava.eval.names import OWN_TASKS, SHORT_NAMES, judge_key, resolve_names
 from dynamic_llava.eval.runner import EvaluationOptions, check_tasks
 from dynamic_llava.eval.tasks import leaf_tasks, task_manager_for
 
@@ -85,10 +85,10 @@ def test_options_from_a_file(tmp_path, run_folder):
     assert (args.tasks, args.batch_size, args.limit, args.llava_prompts) == ("gqa,pope", 4, 3, True)
 
 
-@pytest.mark.parametrize("name", ["paper", "quick"])
-def test_shipped_suites(name, run_folder):
-    args = parse(["--config", str(CONFIGS / f"{name}.yaml"), "--model", str(run_folder)])
-    assert set(args.tasks.split(",")) <= set(SHORT_NAMES)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_suites(path, run_folder):
+    args = parse(["--config", str(path), "--model", str(run_folder)])
+    assert set(args.tasks.split(",")) <= {*SHORT_NAMES, *OWN_TASKS}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration, functional
-from dynamic_llava.checkpoints import load_processor
+from dynamic_llava.checkpoints import load_checkpoint, load_processor
 from dynamic_llava.data import LlavaCollator
 from dynamic_llava.data.shapes import build_shapes
 from dynamic_llava.train import stage
@@ -86,8 +86,8 @@ def test_two_learning_rates(shapes, tmp_path):
     assert not any("_predictor" in names[id(parameter)] for parameter in decoder["params"])
 
 
-def test_four_accumulated_rows_equal_a_batch_of_four(shapes, tmp_path, monkeypatch):
-    """With noise that depends on the place in the row alone, one step does the same in both."""
+def test_eight_accumulated_rows_equal_a_batch_of_eight(shapes, tmp_path, monkeypatch):
+    """With noise that depends on the place in the row alone, one step does the same in both, weight by weight."""
 
     def noise(shape, **_):
         generator = torch.Generator().manual_seed(3)
@@ -96,7 +96,7 @@ def test_four_accumulated_rows_equal_a_batch_of_four(shapes, tmp_path, monkeypat
     functional_gumbel = functional.sample_gumbel
     monkeypatch.setattr(functional, "sample_gumbel", noise)
     found = []
-    for batch, steps in ((4, 1), (1, 4)):
+    for batch, steps in ((8, 1), (1, 8)):
         trainer = stage.train(
             config_of(
                 shapes,
@@ -107,15 +107,23 @@ def test_four_accumulated_rows_equal_a_batch_of_four(shapes, tmp_path, monkeypat
                 warmup_steps=0,
                 min_output_length=4,
                 max_grad_norm=0,
+                # Steps in proportion to the gradients.
+                optim="sgd",
+                learning_rate=0.1,
+                predictor_learning_rate=0.1,
             )
         )
         line = json.loads((tmp_path / f"run{batch}" / "metrics.jsonl").read_text().splitlines()[0])
         found.append((line, {n: p.detach() for n, p in trainer.model.named_parameters()}))
-    (one, ones), (four, fours) = found
+    (one, ones), (eight, eights) = found
     for key in ("loss", "lm_loss", "image_budget_loss", "output_budget_loss", "image_keep_rate", "output_keep_rate"):
-        assert one[key] == pytest.approx(four[key], rel=1e-4), key
-    assert one["grad_norm"] == pytest.approx(four["grad_norm"], rel=1e-3)
-    assert ones.keys() == fours.keys()
+        assert one[key] == pytest.approx(eight[key], rel=1e-5), key
+    assert one["grad_norm"] == pytest.approx(eight["grad_norm"], rel=1e-4)
+    assert ones.keys() == eights.keys()
+    before = load_checkpoint(ROOT / "assets" / "tiny-llava").get_parameter("lm_head.weight")
+    assert (ones["lm_head.weight"] - before).abs().max() > 1e-4
+    for name, value in ones.items():
+        torch.testing.assert_close(value, eights[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_the_command_says_what_is_wrong(shapes, tmp_path, capsys):
