@@ -47,7 +47,8 @@ def outcome(run: Path):
     timed = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"}
     timed |= {"tokens_per_second", "memory_gb"}
     steps = [{key: value for key, value in line.items() if key not in timed} for line in lines if "loss" in line]
-    return load_file(run / "model.safetensors"), steps
+    (weights,) = run.glob("*model.safetensors")
+    return load_file(weights), steps
 
 
 def assert_same_outcome(one: Path, two: Path):
@@ -94,11 +95,12 @@ def test_a_run_that_stops_halfway_goes_on_bit_for_bit(shapes, straight, tmp_path
     assert_same_outcome(run, straight)
 
 
-def test_kill_at_random_moments(shapes, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("lora_r", [0, 4])
+def test_kill_at_random_moments(shapes, tmp_path, lora_r):  # noqa: F811
     """Also inside a save: half of the moments are just when a checkpoint folder appears. Each meets a run at work."""
     rng = random.Random(0)
     # Every kill waits for a new checkpoint and then for a second at most: so many steps outlast them all.
-    values = {"max_steps": 6 * KILLS + 4, "save_steps": 2}
+    values = {"max_steps": 6 * KILLS + 4, "save_steps": 2, "lora_r": lora_r}
     killed, straight = (arguments(shapes, tmp_path / name, **values) for name in ("killed", "straight"))
     train = [sys.executable, "-m", "dynamic_llava.train"]
     options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
