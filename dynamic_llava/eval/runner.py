@@ -112,7 +112,7 @@ def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
 
 
 @contextmanager
-def plainly(tasks: Sequence[str]) -> Iterator[None]:
+def plain_errors(tasks: Sequence[str]) -> Iterator[None]:
     """`ValueError` with what really went wrong: lmms-eval tries reading and scoring several times and then hides it."""
     try:
         yield
@@ -126,7 +126,7 @@ def plainly(tasks: Sequence[str]) -> Iterator[None]:
 
 def read_tasks(manager: BenchmarkTasks, options: EvaluationOptions) -> None:
     """Read the documents of all tasks ahead of the evaluation; `ValueError` where that fails."""
-    with plainly(options.tasks):
+    with plain_errors(options.tasks):
         manager.read(options.tasks)
 
 
@@ -136,7 +136,7 @@ def run_lmms(lm: lmms, manager: BenchmarkTasks, options: EvaluationOptions, outp
 
     # Some tasks write files beside their scores and ask for the command line's output folder.
     submissions = argparse.Namespace(output_path=str(output), process_with_media=False) if output else None
-    with plainly(options.tasks):
+    with plain_errors(options.tasks):
         results = simple_evaluate(
             model=lm,
             tasks=list(options.tasks),
