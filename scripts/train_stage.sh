@@ -7,19 +7,13 @@
 # scripts/slurm/train_stage.sbatch; or on each of them NNODES, NODE_RANK and MASTER_ADDR.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source scripts/launch.sh
 
 config=configs/train/shapes.yaml
 if [ $# -gt 0 ] && [[ $1 != *=* && $1 != --* ]]; then
     config=$1
     shift
 fi
-if [ -z "${GPUS:-}" ]; then
-    GPUS=0
-    if command -v nvidia-smi >/dev/null; then
-        GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-    fi
-fi
-ranks=$((GPUS * ${NNODES:-1}))
 launch=("$PYTHON" -m)
 if [ -n "${HOSTFILE:-}" ]; then
     [ -f "$HOSTFILE" ] || die "HOSTFILE=$HOSTFILE is not a file; see scripts/hostfile.example."
@@ -28,13 +22,7 @@ if [ -n "${HOSTFILE:-}" ]; then
 elif [ -n "${ACCELERATE:-}" ]; then
     [ -f "$ACCELERATE" ] || die "ACCELERATE=$ACCELERATE is not a file; see configs/accelerate."
     [ "$ranks" -gt 1 ] || die "ACCELERATE=$ACCELERATE is for several processes, here is room for $ranks; set GPUS or leave it out."
-    launch=("$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE" --num_processes "$ranks")
-    if [ "${NNODES:-1}" -gt 1 ]; then
-        launch+=(--num_machines "$NNODES" --machine_rank "${NODE_RANK:?}"
-            --main_process_ip "${MASTER_ADDR:?}" --main_process_port "${MASTER_PORT:-29500}" -m)
-    else
-        launch+=(--main_process_port 0 -m)
-    fi
+    launch_by_accelerate --config_file "$ACCELERATE"
 elif [ "${NNODES:-1}" -gt 1 ]; then
     launch=("$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "${NODE_RANK:?}"
         --master_addr "${MASTER_ADDR:?}" --master_port "${MASTER_PORT:-29500}" --nproc_per_node "$GPUS" -m)

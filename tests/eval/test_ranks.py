@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from dynamic_llava.eval.__main__ import main
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval.sh"
 
 
 def rows(folder, name: str) -> list[dict]:
@@ -22,9 +25,9 @@ def test_two_ranks_equal_one(run_folder, shapes_folder, tmp_path):
     # Seven documents: lmms-eval evens out the ranks with a repeated request, which must not count.
     arguments = ["--model", str(run_folder), "--tasks", "shapes_vqa", "--data-root", str(shapes_folder), "--limit", "7"]
     assert main([*arguments, "--output", str(one), "--batch-size", "1"]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "dynamic_llava.eval", *arguments, "--output", str(two), "--batch-size", "3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", str(SCRIPT), *arguments, "--output", str(two), "--batch-size", "3"]
+    settings = {"PYTHON": sys.executable, "GPUS": "2", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **settings}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Results:") == 1

@@ -182,7 +182,9 @@ def test_the_script_takes_accelerates_files(tmp_path):
     weights = {}
     for name in ("ddp", "fsdp2"):
         found = shown("configs/train/smoke_cpu.yaml", ACCELERATE=f"configs/accelerate/{name}.yaml", GPUS="4")
-        assert found.stdout.startswith(f"{launcher}{name}.yaml --num_processes 4 --main_process_port 0 -m {own}\n")
+        assert found.stdout.startswith(
+            f"{launcher}{name}.yaml --num_processes 4 --num_machines 1 --main_process_port 0 -m {own}\n"
+        )
         weights[name] = float(re.search(r"weights\s*│\s*([\d.]+)", found.stdout)[1])
     assert weights["fsdp2"] < weights["ddp"]
     nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "GPUS": "4"}
