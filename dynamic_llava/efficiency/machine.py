@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 import transformers
+
+STATUS = Path("/proc/self/status")
 
 
 def machine_facts(device: torch.device) -> dict[str, str | int | float | None]:
@@ -37,3 +40,18 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held so far: of the GPU, or on a CPU of the process as a whole."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.is_file():
+        # Not getrusage: a child's ru_maxrss starts at what its parent held when it forked.
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

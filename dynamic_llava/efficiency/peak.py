@@ -19,10 +19,11 @@ import torch
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from .contexts import Context
+from .machine import peak_bytes
 from .pair import build_model
 from .shapes import stock_config
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 STEPS = 2
 # Small, so that the tokens waiting to be appended do not show in the peak.
 FILL_BLOCK = 32
@@ -76,15 +77,15 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         request["attention"],
     )
     restarted = _restart(device)
-    loaded = _high_water(device)
+    loaded = peak_bytes(device)
     context = Context(model, request["text_tokens"], request["batch"], repeat_prompt=False)
-    prefill = _high_water(device)
+    prefill = peak_bytes(device)
     points = []
     for length in request["output_lengths"]:
         context.fill_to(max(context.written, length - STEPS), FILL_BLOCK)
         while context.written < length:
             context.step()
-        points.append({"output_length": length, "peak_bytes": _high_water(device)})
+        points.append({"output_length": length, "peak_bytes": peak_bytes(device)})
     return {"loaded_bytes": loaded, "restarted": restarted, "prefill_peak_bytes": prefill, "points": points}
 
 
@@ -99,20 +100,6 @@ def _restart(device: torch.device) -> bool:
     except OSError:
         return False
     return True
-
-
-def _high_water(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if STATUS.is_file():
-        # Not getrusage: a child's ru_maxrss starts at what its parent held when it forked.
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from transformers import TrainerCallback
 from ..data.conversation import parse_turns
 from ..data.dataset import ConversationDataset, pictures_of
 from ..data.mixture import MixtureDataset
+from ..efficiency.machine import peak_bytes
 from ..eval.loading import LoadedModel
 from ..eval.viz import patch_sheet, view_patches
 
@@ -41,10 +41,11 @@ class Meter:
     Args:
         weights: parameters of the model.
         peak_tflops: of one device in the compute dtype; None leaves out the utilisation.
+        device: whose memory is read.
     """
 
-    def __init__(self, weights: int, peak_tflops: float | None) -> None:
-        self.weights, self.peak_tflops = weights, peak_tflops
+    def __init__(self, weights: int, peak_tflops: float | None, device: torch.device) -> None:
+        self.weights, self.peak_tflops, self.device = weights, peak_tflops, device
         self.restart()
 
     def restart(self) -> None:
@@ -55,17 +56,10 @@ class Meter:
         """`tokens_per_second` of all ranks, `mfu` in [0, 1] (of a dense model of this size), and `memory_gb`."""
         speed = tokens / max(time.perf_counter() - self.started, 1e-9)
         self.restart()
-        found = {"tokens_per_second": speed, "memory_gb": memory_bytes() / 1e9}
+        found = {"tokens_per_second": speed, "memory_gb": peak_bytes(self.device) / 1e9}
         if self.peak_tflops:
             found["mfu"] = FLOPS_PER_WEIGHT * self.weights * speed / (self.peak_tflops * 1e12 * ranks)
         return found
-
-
-def memory_bytes() -> int:
-    """Peak memory of this process: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass(frozen=True)

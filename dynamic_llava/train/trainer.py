@@ -57,7 +57,7 @@ class StageTrainer(Trainer):
         self._micro_steps = 0
         self._last_tau = self.args.gumbel_tau_start
         weights = sum(parameter.numel() for parameter in self.model.parameters())
-        self._meter = Meter(weights, self.args.peak_tflops)
+        self._meter = Meter(weights, self.args.peak_tflops, self.args.device)
         self._norms: dict[str, float] = {}
 
     def current_tau(self) -> float:

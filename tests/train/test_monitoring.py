@@ -99,9 +99,11 @@ def test_norms_by_group():
 def test_utilisation(monkeypatch):
     clock = iter([0.0, 2.0, 2.0])
     monkeypatch.setattr("dynamic_llava.train.monitoring.time.perf_counter", lambda: next(clock))
-    found = Meter(weights=10**9, peak_tflops=60.0).read(tokens=40_000, ranks=2)
+    meter = Meter(weights=10**9, peak_tflops=60.0, device=torch.device("cpu"))
+    found = meter.read(tokens=40_000, ranks=2)
     assert found["tokens_per_second"] == 20_000
     assert found["mfu"] == pytest.approx(6 * 1e9 * 20_000 / 120e12)
+    assert 0.1 < found["memory_gb"] < 100
 
 
 def test_bad_settings(shapes, tmp_path):  # noqa: F811
