@@ -29,6 +29,11 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((EXPECTED / name).read_text())
 
 
+def percent(fraction: float) -> str:
+    """0.988 as 98.8 %."""
+    return f"{100 * fraction:.1f} %"
+
+
 def shapes() -> str:
     """Accuracy, perplexity and cost of every row of the default run."""
     report = read("shapes.json")
@@ -41,7 +46,7 @@ def shapes() -> str:
         rows.append(
             [
                 label,
-                f"{row['accuracy']:.1%}".replace("%", " %"),
+                percent(row["accuracy"]),
                 f"{row['perplexity']:.3f} (×{row['perplexity_vs_dense']:.3f})",
                 f"{row['image_tokens_kept']:.0f} of {row['image_tokens']:.0f}",
                 f"{row['output_tokens_kept']:.1f} of {row['output_tokens']:.1f}",
@@ -109,9 +114,9 @@ def train_step() -> str:
                 mode,
                 f"{case['time']['ratio']['median']:.2f}",
                 f"{case['saved_ratio']:.2f}",
-                f"{trained['image_output']['accuracy']:.1%}".replace("%", " %"),
+                percent(trained["image_output"]["accuracy"]),
                 f"{trained['image_output']['perplexity']:.3f}",
-                f"{trained['random_image']['accuracy']:.1%}".replace("%", " %"),
+                percent(trained["random_image"]["accuracy"]),
             ]
         )
     columns = ["ours over stock", "time", "activations saved", "accuracy on the shapes", "perplexity"]
