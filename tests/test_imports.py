@@ -15,6 +15,8 @@ LAYERS = {
     "token_spans": 0,
     "slots": 0,
     "chat_template": 0,
+    "files": 0,
+    "errors": 0,
     "model_card": 0,
     "compat": 0,
     "configuration_dynamic_llava": 1,
