@@ -124,6 +124,11 @@ class SparseCache(Cache):
         return self.table.started
 
     @property
+    def rows(self) -> int:
+        """Rows that the cache holds, 0 before the first call."""
+        return 0 if self.table.cursor is None else len(self.table.cursor)
+
+    @property
     def kept_lengths(self) -> Tensor:
         """`(B,)` long: tokens stored by the sparse layers, padding not counted."""
         return self.table.kept_lengths()
@@ -142,9 +147,9 @@ class SparseCache(Cache):
                 f"the model has {num_layers} with sparse_layer={config.sparsity.sparse_layer}; "
                 "make one with SparseCache(model.config)."
             )
-        if self.started and len(self.table.cursor) != batch_size:
+        if self.started and self.rows != batch_size:
             raise ValueError(
-                f"The SparseCache holds {len(self.table.cursor)} rows, the call has {batch_size}; "
+                f"The SparseCache holds {self.rows} rows, the call has {batch_size}; "
                 "pass a new SparseCache(model.config) or the rows it was made for."
             )
         if self.max_length is not None and length > 1:

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from .cache import SparseCache, require_sparse_cache, seen_tokens
 from .configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
-from .decisions import SparsityOptions
+from .options import SparsityOptions
 from .token_spans import TokenSpans, generated_token_mask, image_token_mask, last_user_turn_mask
 
+# What transformers hands on to any decoder; every other keyword of a call would be ignored.
+DECODER_KEYWORDS = {"output_attentions", "output_hidden_states", "cache_position"}
 
-def new_columns(mask: Tensor | None, cache: SparseCache | None, shape: torch.Size) -> Tensor | None:
+
+def check_keywords(keywords: Mapping[str, Any], forward: Callable) -> None:
+    """`TypeError` when a call has a keyword that nothing reads, with the nearest arguments of `forward`."""
+    for name, value in keywords.items():
+        if value is not None and name not in DECODER_KEYWORDS:
+            known = [known for known in inspect.signature(forward).parameters if known not in ("self", "kwargs")]
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise TypeError(f"forward() takes no {name!r}; did you mean {', '.join(near)}?")
+
+
+def count_generated(num_generated: int | None, length: int, cache: SparseCache | None) -> int:
+    """How many of a call's last tokens the model has generated; `ValueError` where they cannot be judged."""
+    started = cache is not None and cache.started
+    if num_generated is None:
+        return int(started and length == 1)
+    if isinstance(num_generated, bool) or not isinstance(num_generated, int) or not 0 <= num_generated <= length:
+        raise ValueError(
+            f"num_generated counts the last tokens of the call, of which there are {length}; got {num_generated!r}."
+        )
+    if num_generated > 1 and cache is not None:
+        raise ValueError(
+            f"{num_generated} generated tokens in one call on a cache: each is judged before the next is fed. Feed "
+            "them one by one, or leave the cache out; num_generated=0 stores them all, as a prompt."
+        )
+    return num_generated
+
+
+def new_columns(
+    mask: Tensor | None, cache: SparseCache | None, shape: torch.Size, single_output: bool
+) -> Tensor | None:
     """The columns of the attention mask that belong to this call's tokens, `(B, N)`."""
     if mask is None:
         return None
@@ -24,10 +60,29 @@ def new_columns(mask: Tensor | None, cache: SparseCache | None, shape: torch.Siz
             f"attention_mask has shape {tuple(mask.shape)}, but with {length} tokens passed for each of "
             f"{batch_size} rows it must cover all {columns} columns; pass one of shape {(batch_size, columns)}."
         )
-    if length == 1:
-        return None  # A single token is never padding; looking would copy from the device in every step.
+    if single_output:
+        return None  # A generated token is never padding; looking would copy from the device in every step.
+    check_mask("attention_mask", mask)
     start = int(seen_tokens(cache))
     return mask[:, start : start + length]
+
+
+def check_labels(labels: Tensor | None, output_mask: Tensor | None, shape: torch.Size) -> None:
+    """`ValueError` unless both are `(B, N)`, and `output_mask`, which tells answers among labels, has labels."""
+    for name, tensor in (("labels", labels), ("output_mask", output_mask)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; pass one of the call's {tuple(shape)}.")
+    if output_mask is not None:
+        if labels is None:
+            raise ValueError("output_mask tells the output tokens among labels; pass labels too, or num_generated.")
+        check_mask("output_mask", output_mask)
+
+
+def check_mask(name: str, mask: Tensor) -> None:
+    """`ValueError` unless `mask` holds 0 and 1 alone."""
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        wrong = mask[(mask != 0) & (mask != 1)].flatten()[0].item()
+        raise ValueError(f"{name} holds {wrong}; write 1 at tokens that count and 0 at those that do not.")
 
 
 def embed(embedding: nn.Module, config: DynamicLlavaConfig, input_ids: Tensor) -> Tensor:
@@ -64,7 +119,7 @@ def image_positions(
     config: DynamicLlavaConfig,
     input_ids: Tensor | None,
     inputs_embeds: Tensor,
-    prompt_length: int | None,
+    num_generated: int,
 ) -> Tensor:
     """`(B, N)` bool: where image features go. A generated token is never an image, whatever its id."""
     if input_ids is None:
@@ -77,17 +132,17 @@ def image_positions(
         mask = (inputs_embeds == embedding(image_token)).all(dim=-1)
     else:
         mask = image_token_mask(input_ids, config.image_token_id)
-    if prompt_length is not None:
-        mask = mask & ~generated_token_mask(mask.shape, prompt_length, mask.device)
+    if num_generated:
+        mask = mask & ~generated_token_mask(mask.shape, num_generated, mask.device)
     return mask
 
 
-def check_features(image_mask: Tensor, features: int, image_token_id: int) -> None:
+def check_features(image_mask: Tensor, features: int, config: DynamicLlavaConfig) -> None:
     """`ValueError` unless there is one image token for each of `features` image features."""
     number = int(image_mask.sum())
     if number == features:
         return
-    by_row = image_mask.sum(dim=-1).tolist()
+    by_row, image_token_id = image_mask.sum(dim=-1).tolist(), config.image_token_id
     if not features:
         raise ValueError(
             f"input_ids hold {number} image tokens (id {image_token_id}; by row {by_row}) but no "

@@ -2,90 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import functional
-from .configuration_dynamic_llava import SparsityConfig, check_image_selection, check_keep_rate
+from .options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR, SparsityOptions
 from .token_spans import TokenSpans
-
-# Rivals of the learned predictors, by name; the packages under `selection` add theirs.
-#   image:  (hidden (B, N_image, D), valid (B, N_image) bool) -> scores (B, N_image), higher = keep
-#   output: (hidden (..., D), keep_rate) -> keep mask (...) bool
-IMAGE_SELECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
-OUTPUT_SELECTORS: dict[str, Callable[[Tensor, float], Tensor]] = {}
-PREDICTOR = "predictor"
-
-
-@dataclass
-class SparsityOptions:
-    """What one call drops: the configuration with the call's own arguments on top."""
-
-    image_keep_rate: float
-    output_keep_rate: float
-    steer_output: bool
-    image_selection: str
-    image_sparsity: bool
-    output_sparsity: bool
-    image_selector: str
-    output_selector: str
-    training: bool
-    gumbel_tau: float
-    elastic: bool
-    min_output_length: int
-    instruct_sparsity: bool
-    instruct_keep_rate: float
-    min_instruct_length: int
-
-    @classmethod
-    def resolve(
-        cls,
-        sparsity: SparsityConfig,
-        *,
-        training: bool,
-        gumbel_tau: float = 1.0,
-        elastic: bool = False,
-        image_keep_rate: float | None = None,
-        image_selection: str | None = None,
-        image_selector: str = PREDICTOR,
-        output_selector: str = PREDICTOR,
-        output_sparsity: bool | None = None,
-        output_keep_rate: float | None = None,
-    ) -> SparsityOptions:
-        """Check the call's arguments and fill the rest from `sparsity`.
-
-        Raises:
-            ValueError: a rate outside (0, 1], an unknown selection or selector.
-        """
-        rate = (
-            sparsity.image_keep_rate if image_keep_rate is None else check_keep_rate("image_keep_rate", image_keep_rate)
-        )
-        if output_keep_rate is not None:
-            check_keep_rate("output_keep_rate", output_keep_rate)
-        selection = sparsity.image_selection if image_selection is None else check_image_selection(image_selection)
-        for known, name in ((IMAGE_SELECTORS, image_selector), (OUTPUT_SELECTORS, output_selector)):
-            if name != PREDICTOR and name not in known:
-                raise ValueError(f"Unknown selector {name!r}; use one of {', '.join([PREDICTOR, *sorted(known)])}.")
-        return cls(
-            image_keep_rate=rate,
-            output_keep_rate=sparsity.output_keep_rate if output_keep_rate is None else output_keep_rate,
-            steer_output=output_keep_rate is not None,
-            image_selection=selection,
-            image_sparsity=sparsity.image_predictor,
-            output_sparsity=sparsity.output_predictor if output_sparsity is None else bool(output_sparsity),
-            image_selector=image_selector,
-            output_selector=output_selector,
-            training=training,
-            gumbel_tau=gumbel_tau,
-            elastic=elastic,
-            min_output_length=sparsity.min_output_length,
-            instruct_sparsity=sparsity.instruct_predictor,
-            instruct_keep_rate=sparsity.instruct_keep_rate,
-            min_instruct_length=sparsity.min_instruct_length,
-        )
 
 
 @dataclass
@@ -184,8 +108,7 @@ def decide(
         steering: `(B, 3)` state of earlier output tokens where `options.steer_output`, None at the first.
     """
     decision = Decision()
-    everything = options.image_selection == "topk" and options.image_keep_rate == 1.0
-    if options.image_sparsity and spans.image is not None and not everything:
+    if spans.image is not None and not options.keeps_all_images:
         index, valid, _ = functional.pack_left(spans.image)
         packed = functional.gather_kept(hidden, index)
         keep, decision.image_keep_logits = _judge_images(model, packed, valid, options)

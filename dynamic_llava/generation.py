@@ -1,60 +1,77 @@
-"""How `generate` works on the sparse decoder: its cache, decoding without one, right padding, statistics."""
+"""How `generate` works on the sparse decoder: its cache, what counts as generated, right padding, statistics."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import GenerationMode
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.utils import ModelOutput
 
 from .cache import SparseCache, require_sparse_cache
-from .functional import gather_kept
+from .generation_record import GenerationRecord, RecordedStops
+from .options import SparsityOptions
+from .padding import move_padding_left
 from .statistics import SparsityStatistics
 
 CACHES = (None, "dynamic", "static", "offloaded")
+# The arguments of `forward` that say what a call drops; they count in every pass of a `generate`.
+PER_CALL = tuple(
+    name for name in inspect.signature(SparsityOptions.resolve).parameters if name.startswith(("image_", "output_"))
+)
 
 
 class DynamicGenerationMixin:
     """Changes from `GenerationMixin`:
-    - the cache is a `SparseCache`; without a cache, output columns are told from the prompt;
+    - the cache is a `SparseCache`; every pass is told how many of its tokens were generated;
     - right-padded prompts are moved to the right first, so that every row goes on from its last token;
     - `return_sparsity=True` adds `sparsity` (`SparsityStatistics`) to the output.
     """
 
-    def generate(self, inputs: Tensor | None = None, *args, return_sparsity: bool = False, **kwargs):
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        *args,
+        return_sparsity: bool = False,
+        **kwargs,
+    ):
         """As `GenerationMixin.generate`, which see; also takes the per-call arguments of `forward`.
 
         Args:
             return_sparsity: return a `ModelOutput` whose `sparsity` says what was kept; needs the cache.
+
+        Raises:
+            ValueError: an argument of `forward` that could have no effect, a cache that would not drop tokens, a row
+                without a token to go on from.
         """
-        if inputs is None:
-            _move_padding_left(kwargs)
-        prompt = next(
-            (x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
-        )
-        if prompt is not None:
-            # Without a cache every step sees the whole sequence; this tells what of it was generated.
-            kwargs["prompt_length"] = prompt.shape[1]
+        if inputs is not None and kwargs.get("input_ids") is not None:
+            raise ValueError("inputs and input_ids are the same argument; pass one of them.")
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        per_call = {name: kwargs[name] for name in PER_CALL if kwargs.get(name) is not None}
+        SparsityOptions.resolve(self.config.sparsity, training=False, **per_call)
+        move_padding_left(kwargs)
+        # Counted up behind every pass by `_update_model_kwargs_for_generation`.
+        kwargs["num_generated"] = 0
+        call = (generation_config, logits_processor, stopping_criteria, *args)
         if not return_sparsity:
-            return super().generate(inputs, *args, **kwargs)
+            return super().generate(None, *call, **kwargs)
+        prompt_mask, record = kwargs.get("attention_mask"), GenerationRecord()
+        criteria = StoppingCriteriaList([*(stopping_criteria or ()), record])
         kwargs["return_dict_in_generate"] = True
-        output: ModelOutput = super().generate(inputs, *args, **kwargs)
-        if not isinstance(output.get("past_key_values"), SparseCache):
+        output: ModelOutput = super().generate(None, generation_config, logits_processor, criteria, *args, **kwargs)
+        cache = output.get("past_key_values")
+        if not isinstance(cache, SparseCache):
             raise ValueError("return_sparsity=True reads the SparseCache; leave out use_cache=False.")
-        cache = output.past_key_values
-        present = None
-        if prompt is not None and len(cache.table.cursor) == len(output.sequences):
-            # With embeddings as the prompt the sequences hold what was generated alone.
-            start = prompt.shape[1] if kwargs.get("inputs_embeds") is None else 0
-            config = kwargs.get("generation_config") or self.generation_config
-            ended = ended_mask(output.sequences[:, start:], kwargs.get("eos_token_id", config.eos_token_id))
-            fed = torch.ones(len(ended), prompt.shape[1], dtype=torch.bool, device=ended.device)
-            present = torch.cat([fed, ~ended], dim=1)[:, : int(cache.get_seq_length())]
-        output["sparsity"] = SparsityStatistics.of(cache, present)
+        output["sparsity"] = SparsityStatistics.of_generation(cache, record, output.get("beam_indices"), prompt_mask)
         return output
 
     def _prepare_cache_for_generation(
@@ -70,6 +87,7 @@ class DynamicGenerationMixin:
                 "Assisted decoding feeds several unverified tokens in one call, Dynamic-LLaVA judges them one by one; "
                 "leave out assistant_model and prompt_lookup_num_tokens."
             )
+        self._check_chunks(generation_config, model_kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
             require_sparse_cache(cache)
@@ -87,10 +105,54 @@ class DynamicGenerationMixin:
             length = max(max_cache_length, generation_config.max_cache_len or 0) if fixed else None
             offload = generation_config.cache_implementation == "offloaded"
             model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length, offload=offload)
+        if model_kwargs.get("past_key_values") is not None:
+            # The rows of returned beams are no longer in the cache when the search ends.
+            model_kwargs["past_key_values"].table.logs_rows = generation_mode == GenerationMode.BEAM_SEARCH
+
+    def _check_chunks(self, generation_config, model_kwargs: dict[str, Any]) -> None:
+        pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
+        if generation_config.prefill_chunk_size is not None and pictures:
+            options = {name: model_kwargs.get(name) for name in PER_CALL if model_kwargs.get(name) is not None}
+            options = SparsityOptions.resolve(self.config.sparsity, training=False, **options)
+            if options.instruct_sparsity or not options.keeps_all_images:
+                raise ValueError(
+                    f"prefill_chunk_size={generation_config.prefill_chunk_size}: what stays of a prompt with images is "
+                    "chosen over the whole of it. Leave it out, or keep all image tokens (image_keep_rate=1.0)."
+                )
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor | None, *args, num_generated: int = 0, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        fed = next(model_inputs[name] for name in ("inputs_embeds", "input_ids") if model_inputs.get(name) is not None)
+        # Where one token is fed a constant, so that a compiled step is compiled once.
+        model_inputs["num_generated"] = min(num_generated, fed.shape[1])
+        return model_inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args, num_new_tokens: int = 1, **kwargs
+    ) -> dict[str, Any]:
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
+        )
+        return {**model_kwargs, "num_generated": model_kwargs.get("num_generated", 0) + num_new_tokens}
+
+    def _get_logits_processor(self, *args, model_kwargs: dict[str, Any] | None = None, **kwargs):
+        processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
+        for processor in processors:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                per_call = {name: model_kwargs[name] for name in PER_CALL if model_kwargs.get(name) is not None}
+                processor.model = _GuidancePass(processor.model, per_call)
+                move_padding_left(processor.unconditional_context)
+        return processors
+
+    def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
+        return RecordedStops.of(super()._get_stopping_criteria(*args, **kwargs))
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs
     ) -> tuple[Tensor, dict[str, Any]]:
+        cache = model_kwargs.get("past_key_values")
+        if expand_size > 1 and isinstance(cache, SparseCache) and cache.started and cache.rows == len(input_ids):
+            cache.batch_repeat_interleave(expand_size)
         # transformers before 5.19 repeats picture by picture (5.17 pixels, 5.18 features): beams of a row with several
         # pictures would each see another choice of them.
         pixel_values, encoded = model_kwargs.get("pixel_values"), model_kwargs.get("mm_encoder_outputs") or {}
@@ -118,6 +180,19 @@ class DynamicGenerationMixin:
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
 
 
+class _GuidancePass:
+    """The model as classifier-free guidance calls it for the other prompt: with the per-call arguments, and told what
+    was generated."""
+
+    def __init__(self, model, per_call: dict[str, Any]) -> None:
+        self.model, self.per_call, self.generated = model, per_call, 0
+
+    def __call__(self, input_ids: Tensor, **kwargs) -> ModelOutput:
+        number = min(self.generated, input_ids.shape[1])
+        self.generated += 1
+        return self.model(input_ids, num_generated=number, **kwargs, **self.per_call)
+
+
 def _repeat_by_row(pictures: Tensor | Sequence[Tensor], tokens: Sequence[int], times: int) -> Any:
     """The pictures of a batch, those of each row `times` times in a run; `tokens` are the image tokens of each row."""
     if not sum(tokens):
@@ -128,22 +203,3 @@ def _repeat_by_row(pictures: Tensor | Sequence[Tensor], tokens: Sequence[int], t
     if isinstance(pictures, Tensor):
         return pictures[torch.tensor(order, dtype=torch.long, device=pictures.device)]
     return [pictures[n] for n in order]
-
-
-def ended_mask(generated: Tensor, end_tokens: int | list[int] | None) -> Tensor:
-    """`(B, T)` bool, true from the end token of each row of `generated (B, T)` on."""
-    if end_tokens is None:
-        return torch.zeros_like(generated, dtype=torch.bool)
-    ends = torch.as_tensor(end_tokens, device=generated.device).view(-1)
-    return torch.isin(generated, ends).cumsum(dim=1) > 0
-
-
-def _move_padding_left(kwargs: dict[str, Any]) -> None:
-    """Turn right-padded `input_ids` of a first turn into left-padded ones, in place."""
-    input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if input_ids is None or mask is None or mask.shape != input_ids.shape or kwargs.get("position_ids") is not None:
-        return
-    if bool(mask[:, -1].all()):
-        return
-    order = mask.bool().to(torch.uint8).sort(dim=-1, stable=True).indices
-    kwargs["input_ids"], kwargs["attention_mask"] = gather_kept(input_ids, order), gather_kept(mask, order)

@@ -14,9 +14,10 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import backend_mask, causal_candidates, gated_implementation, training_mask
 from .cache import SparseCache, seen_tokens
 from .configuration_dynamic_llava import SparsityConfig
-from .decisions import Decision, SparsityOptions, decide, draw
+from .decisions import Decision, decide, draw
 from .functional import gather_kept, pack_left, scale_gradient, scatter_kept, visible_columns
 from .masked_kernels import choose_kernel
+from .options import SparsityOptions
 from .outputs import DynamicLlamaOutput
 from .predictors import ImagePredictor, OutputPredictor, PredictorLinear
 from .token_spans import TokenSpans
@@ -153,9 +154,9 @@ class DynamicLlamaModel(LlamaModel):
         for mask in (decision.image_keep_mask, decision.instruct_keep_mask):
             if mask is not None:
                 stay &= mask.detach() > 0.5
-        if spans.output is not None:
+        if spans.asked is not None:
             # What stands in front of an answer says its first token, also where it is a dropped image token.
-            stay |= spans.output.roll(-1, dims=1) & spans.present
+            stay |= spans.asked
         rate = self.sparsity.pruned_probe_rate
         if rate > 0:
             probes = spans.present & ~stay & (torch.rand(stay.shape, device=stay.device) < rate)
@@ -188,9 +189,9 @@ class DynamicLlamaModel(LlamaModel):
     ) -> Tensor:
         """Several tokens per row: the sparse layers run on those that stay, at their original positions."""
         cache: SparseCache | None = kwargs["past_key_values"]
-        stay, hidden_keys, unstored = _split(decision, spans)
+        stay, dropped = _split(decision, spans)
         started = cache is not None and cache.started
-        if stay is None and hidden_keys is None and not started:
+        if stay is None and not started:
             # Nothing to drop: exactly the stock decoder, padding included.
             if cache is not None:
                 columns = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
@@ -206,42 +207,43 @@ class DynamicLlamaModel(LlamaModel):
         index, valid, full = pack_left(spans.present if stay is None else stay)
         packed = gather_kept(hidden, index)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
-        visible, causal_over = None, None if started or hidden_keys is not None else valid
+        # In scoring dropped tokens that are asked stay as queries that no other token sees.
+        hiding = dropped is not None and spans.asked is not None and bool(dropped.any())
+        visible, causal_over = None, None if started or hiding else valid
         if cache is not None:
             visible = cache.table.plan(valid, index + seen, padded=False)
             if full and not started:
                 visible = None
-        elif hidden_keys is not None:
-            visible = visible_columns(~hidden_keys.gather(1, index), causal_candidates(valid))
+        elif hiding:
+            visible = visible_columns(~dropped.gather(1, index), causal_candidates(valid))
         elif not full:
             visible = causal_candidates(valid) | torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
         output = self._run_sparse(packed, visible, positions, valid=causal_over, **kwargs)
         if cache is not None:
+            # On a cache the last token of a row is the only dropped one that was computed; it is not stored.
+            unstored = 0 if dropped is None else dropped.sum(dim=-1)
             cache.table.commit(valid.sum(dim=-1) - unstored, most=index.shape[1])
             if stay is not None:
                 cache.table.crop_floor = int(seen) + hidden.shape[1]
         return scatter_kept(output, index, valid, torch.zeros_like(hidden))
 
 
-def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor | None, Tensor | int]:
-    """Which tokens stay in the sequence, and which of these only themselves may see; None where all, or none.
+def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens the sparse layers compute, and which of these are dropped, `(B, N)` bool; None where none is judged.
 
-    Dropped image and instruct tokens leave. Dropped output tokens leave in generation without a cache; in scoring each
-    has a next token to say, so that they stay as queries and hide as keys. So does the last token of a row, which stays
-    although it is dropped: the third value counts these, `(B,)`, and a cache does not store them.
+    Dropped tokens leave, but for those whose logits count: the last of a row, and with labels all that are asked. These
+    see the kept tokens and themselves, and no other token sees them.
     """
-    stay, hidden_keys = decision.image_keep_mask, None
-    if decision.instruct_keep_mask is not None:
-        stay = decision.instruct_keep_mask if stay is None else stay & decision.instruct_keep_mask
-    if decision.output_keep_mask is not None:
-        if spans.generated:
-            stay = decision.output_keep_mask if stay is None else stay & decision.output_keep_mask
-        else:
-            hidden_keys = ~decision.output_keep_mask
-    if stay is None:
-        return None, hidden_keys, 0
-    last = spans.present & (spans.present.flip(-1).cumsum(dim=-1).flip(-1) == 1)
-    return (stay | last) & spans.present, hidden_keys, (last & ~stay).sum(dim=-1)
+    masks = (decision.image_keep_mask, decision.instruct_keep_mask, decision.output_keep_mask)
+    masks = [mask for mask in masks if mask is not None]
+    if not masks:
+        return None, None
+    keep = torch.stack(masks).all(dim=0)
+    stay = keep | (spans.present.flip(-1).cumsum(dim=-1).flip(-1) == 1)
+    if spans.asked is not None:
+        stay = stay | spans.asked
+    stay = stay & spans.present
+    return stay, stay & ~keep
 
 
 def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:

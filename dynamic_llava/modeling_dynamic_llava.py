@@ -9,14 +9,14 @@ from transformers.cache_utils import Cache
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from . import call_inputs
 from .cache import SparseCache
-from .call_inputs import check_cache, check_features, embed, image_positions, instruct_tokens, new_columns
 from .compat import slice_logits_to_keep
 from .configuration_dynamic_llava import DynamicLlavaConfig
-from .decisions import SparsityOptions
 from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
 from .modeling_dynamic_llama import DynamicLlamaModel
+from .options import SparsityOptions
 from .outputs import DynamicLlavaModelOutput, DynamicLlavaOutput
 from .projector import MultiModalProjector
 from .token_spans import IGNORE_INDEX, check_position_ids, find_spans
@@ -61,12 +61,13 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         mm_encoder_outputs: dict | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
-        prompt_length: int | None = None,
+        num_generated: int | None = None,
         output_mask: Tensor | None = None,
         options: SparsityOptions | None = None,
         **kwargs,
     ) -> DynamicLlavaModelOutput:
-        """As `LlavaModel.forward`; for `labels`, `prompt_length` see `DynamicLlavaForConditionalGeneration.forward`."""
+        """As `LlavaModel.forward`; for `labels`, `num_generated` see `DynamicLlavaForConditionalGeneration.forward`."""
+        call_inputs.check_keywords(kwargs, DynamicLlavaForConditionalGeneration.forward)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if pixel_values is not None and mm_encoder_outputs:
@@ -75,7 +76,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             options = SparsityOptions.resolve(self.config.sparsity, training=False)
         embedding = self.get_input_embeddings()
         if inputs_embeds is None:
-            inputs_embeds = embed(embedding, self.config, input_ids)
+            inputs_embeds = call_inputs.embed(embedding, self.config, input_ids)
         if pixel_values is not None:
             encoded = self.get_image_features(
                 pixel_values=pixel_values,
@@ -85,36 +86,41 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
                 return_dict=True,
             )
             mm_encoder_outputs = {"image": encoded}
+        call_inputs.check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
+        call_inputs.check_labels(labels, output_mask, inputs_embeds.shape[:2])
+        num_generated = call_inputs.count_generated(num_generated, inputs_embeds.shape[1], past_key_values)
+        single_output = bool(num_generated) and past_key_values is not None and past_key_values.started
         image_mask = image_features = None
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             image_features = torch.cat(list(mm_encoder_outputs["image"].pooler_output), dim=0)
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-            image_mask = image_positions(embedding, self.config, input_ids, inputs_embeds, prompt_length)
-            check_features(image_mask, len(image_features), self.config.image_token_id)
+        if image_features is not None or (input_ids is not None and not single_output):
+            found = call_inputs.image_positions(embedding, self.config, input_ids, inputs_embeds, num_generated)
+            call_inputs.check_features(found, 0 if image_features is None else len(image_features), self.config)
+        if image_features is not None:
+            image_mask = found
             inputs_embeds = inputs_embeds.masked_scatter(image_mask[..., None], image_features)
-        elif input_ids is not None and input_ids.shape[1] > 1:
-            unfilled = image_positions(embedding, self.config, input_ids, inputs_embeds, prompt_length)
-            check_features(unfilled, 0, self.config.image_token_id)
         if image_mask is None and options.training and torch.distributed.is_initialized():
             inputs_embeds = inputs_embeds + 0.0 * self._idle_features().to(inputs_embeds).sum()
-        check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
-        present = new_columns(attention_mask, past_key_values, inputs_embeds.shape)
-        if position_ids is not None and inputs_embeds.shape[1] > 1:
+        present = call_inputs.new_columns(attention_mask, past_key_values, inputs_embeds.shape, single_output)
+        if position_ids is not None and not single_output:
             check_position_ids(position_ids, present, *inputs_embeds.shape[:2])
         spans = find_spans(
             inputs_embeds.shape[:2],
             inputs_embeds.device,
             attention_mask=present,
-            single_output=inputs_embeds.shape[1] == 1 and past_key_values is not None and past_key_values.started,
+            single_output=single_output,
             image=image_mask,
             labels=labels,
-            prompt_length=prompt_length,
+            num_generated=num_generated,
             output_mask=output_mask,
         )
         if self.config.sparsity.instruct_predictor and not spans.single_output:
-            spans.instruct = instruct_tokens(self.config.sparsity, input_ids, spans, past_key_values, options)
+            spans.instruct = call_inputs.instruct_tokens(
+                self.config.sparsity, input_ids, spans, past_key_values, options
+            )
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             spans=spans,
@@ -186,7 +192,7 @@ class DynamicLlavaForConditionalGeneration(
         output_selector: str = "predictor",
         output_sparsity: bool | None = None,
         output_keep_rate: float | None = None,
-        prompt_length: int | None = None,
+        num_generated: int | None = None,
         output_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
@@ -211,7 +217,8 @@ class DynamicLlavaForConditionalGeneration(
             output_sparsity: False keeps all output tokens in this call.
             output_keep_rate: drive each row's kept fraction of output tokens to this value, in (0, 1], by an online
                 threshold on the keep probability (`functional.steered_keep_mask`); None leaves the learned decisions.
-            prompt_length: columns from here on were generated (decoding without a cache).
+            num_generated: how many of this call's last tokens are the model's own output; None: the single token of a
+                call on a cache that has started, else none. `generate` says it in each of its passes.
             logits_to_keep: compute the logits of so many last positions, 0 for all; with labels the loss is theirs.
             output_mask: `(B, N)` bool, with labels: the output tokens, where they are not the last answer alone.
             num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
@@ -221,7 +228,8 @@ class DynamicLlavaForConditionalGeneration(
 
         Raises:
             ValueError: image tokens and images that do not match, a cache of another kind, model or batch, an
-                attention mask of another length, a rate outside (0, 1].
+                attention mask of another length, a rate outside (0, 1], an argument that could have no effect.
+            TypeError: an unknown keyword.
         """
         training = self.training and labels is not None
         if labels is not None:
@@ -255,7 +263,7 @@ class DynamicLlavaForConditionalGeneration(
             mm_encoder_outputs=mm_encoder_outputs,
             use_cache=self.config.text_config.use_cache if use_cache is None else use_cache,
             labels=labels,
-            prompt_length=prompt_length,
+            num_generated=num_generated,
             output_mask=output_mask,
             options=options,
             return_dict=True,

@@ -24,6 +24,8 @@ class SlotTable:
         write_index: `(B, n)` slots of the tokens being written.
         read_length: slots that the call in progress reads.
         kinds: `(B, columns)` uint8, what each token seen was: a sum of `KINDS`.
+        row_log: `(B, columns)` uint8, `kinds` as each call wrote them, whatever rows became since; None unless
+            `logs_rows`.
         steering: `(B, 3)` state of `functional.steered_keep_mask`.
         steering_log: `(B, columns, 3)` the state after each column, for `crop`; None until a call steers, and where the
             size is fixed.
@@ -51,6 +53,7 @@ class SlotTable:
         self.steering: Tensor | None = None
         self.steering_log: Tensor | None = None
         self.has_padding = False
+        self.logs_rows, self.row_log = False, None
         # Columns below this belong to calls whose image tokens were dropped: they cannot be cropped into.
         self.crop_floor = 0
 
@@ -144,7 +147,16 @@ class SlotTable:
         if not self.fixed_size:
             self.kinds = _widen(self.kinds, seen + kinds.shape[1], self.block_size)
         self.kinds.scatter_(1, columns.expand_as(kinds), kinds)
+        if self.logs_rows:
+            self._log_rows(kinds, int(seen))
         self._log_steering(decision.steering, seen, kinds.shape[1])
+
+    def _log_rows(self, kinds: Tensor, seen: int) -> None:
+        """Note `kinds (B, n)` as written, in rows that no beam search has reordered yet."""
+        if self.row_log is None or len(self.row_log) != len(kinds):
+            self.row_log = kinds.new_zeros(len(kinds), 0)
+        self.row_log = _widen(self.row_log, seen + kinds.shape[1], self.block_size)
+        self.row_log[:, seen : seen + kinds.shape[1]] = kinds
 
     def _log_steering(self, steering: Tensor | None, seen: int | Tensor, number: int) -> None:
         if self.fixed_size:
@@ -160,16 +172,6 @@ class SlotTable:
         self.steering_log = _widen(self.steering_log, seen + number, self.block_size)
         self.steering_log[:, seen : seen + number] = self.steering[:, None]
 
-    def counts(self, present: Tensor | None = None) -> Tensor:
-        """`(B, 4)` long: image tokens seen and kept, output tokens judged and kept.
-
-        Args:
-            present: `(B, columns)` bool, the tokens that count; None means all.
-        """
-        kinds = self.kinds if present is None else self.kinds[:, : present.shape[1]] * present
-        bits = torch.tensor(list(KINDS.values()), dtype=torch.uint8, device=kinds.device)
-        return ((kinds[..., None] & bits) > 0).sum(dim=1)
-
     def kept_lengths(self) -> Tensor:
         """`(B,)` long: stored tokens of each row, padding not counted."""
         if self.cursor is None:
@@ -177,10 +179,14 @@ class SlotTable:
         slots = torch.arange(self.capacity, device=self.cursor.device)
         return (self.valid & (slots < self.cursor[:, None])).sum(dim=-1)
 
-    def kept_columns(self, row: int) -> Tensor:
-        """`(K,)` long: which of the tokens seen row `row` has stored."""
+    def stored(self, columns: int) -> Tensor:
+        """`(B, columns)` bool: which of the tokens seen each row has stored."""
         slots = torch.arange(self.capacity, device=self.cursor.device)
-        return self.column[row, self.valid[row] & (slots < self.cursor[row])]
+        used = self.valid & (slots < self.cursor[:, None])
+        # Slots not in use count for a column of their own, which is cut off.
+        column = torch.where(used, self.column, columns)
+        found = torch.zeros(len(used), columns + 1, dtype=torch.bool, device=used.device)
+        return found.scatter_(1, column, True)[:, :columns]
 
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the table by `function` of them (reorder, repeat, select)."""

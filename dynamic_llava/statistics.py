@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .cache import SparseCache
+from .generation_record import GenerationRecord
+from .slots import KINDS
 
 
 @dataclass
@@ -31,11 +34,63 @@ class SparsityStatistics:
 
     @classmethod
     def of(cls, cache: SparseCache, present: Tensor | None = None) -> SparsityStatistics:
-        """Read the statistics of `cache`; with `present (B, columns seen)` bool, of these tokens alone."""
+        """What `cache` holds; with `present (B, columns seen or more)`, 0 or 1, of these tokens alone."""
         if not cache.started:
             raise ValueError("The SparseCache is empty; statistics are there after the first forward.")
-        counts = cache.table.counts(present)
-        columns = [cache.table.kept_columns(row).tolist() for row in range(len(counts))]
+        columns = int(cache.get_seq_length())
+        kinds, stored = cache.table.kinds[:, :columns], cache.table.stored(columns)
         if present is not None:
-            columns = [[c for c in kept if there[c]] for kept, there in zip(columns, present.tolist(), strict=True)]
-        return cls(*counts.unbind(dim=-1), kv_bytes=cache.memory_bytes(), kept_columns=columns)
+            counted = present[:, :columns].bool().to(kinds.device)
+            kinds, stored = kinds * counted, stored & counted
+        return cls._from(cache, kinds, stored)
+
+    @classmethod
+    def of_generation(
+        cls, cache: SparseCache, record: GenerationRecord, beams: Tensor | None, prompt_mask: Tensor | None
+    ) -> SparsityStatistics:
+        """What the returned sequences kept.
+
+        Args:
+            cache: what `generate` has returned.
+            record: of the same call.
+            beams: `(R, T)` row of the cache at each step that wrote each token, -1 behind a sequence's end; None
+                without beams.
+            prompt_mask: `(B, columns of the prompt)`, the mask of the call; None: all count.
+        """
+        seen = int(cache.get_seq_length())
+        prompt = seen - (record.steps - 1)
+        kinds, stored = cache.table.kinds[:, :seen], cache.table.stored(seen)
+        lengths = record.generated
+        if beams is not None:
+            lengths = (beams >= 0).sum(dim=1)
+            kinds, stored = _of_beams(cache, kinds, stored, prompt, beams.long())
+        # The last token of a row, which may have ended it, is never fed.
+        columns = torch.arange(seen, device=kinds.device)
+        counted = columns < prompt + lengths[:, None] - 1
+        if prompt_mask is not None:
+            given = prompt_mask.bool().to(kinds.device).repeat_interleave(len(kinds) // len(prompt_mask), dim=0)
+            # A virtual token of prompt tuning stands in front of the mask.
+            counted[:, prompt - given.shape[1] : prompt] &= given
+        return cls._from(cache, kinds * counted, stored & counted)
+
+    @classmethod
+    def _from(cls, cache: SparseCache, kinds: Tensor, stored: Tensor) -> SparsityStatistics:
+        counts = [((kinds & bit) > 0).sum(dim=1) for bit in KINDS.values()]
+        columns = [row.nonzero().flatten().tolist() for row in stored]
+        return cls(*counts, kv_bytes=cache.memory_bytes(), kept_columns=columns)
+
+
+def _of_beams(cache: SparseCache, kinds: Tensor, stored: Tensor, prompt: int, beams: Tensor) -> tuple[Tensor, Tensor]:
+    """`kinds` and `stored` of returned beams, of which the cache may no longer hold a row.
+
+    A token is judged in the pass that writes the next one, in the row that `beams` names for that. The prompt of a beam
+    is that of any row of its input.
+    """
+    first = beams[:, 0]
+    rows = beams[:, 1:].clamp(min=0)
+    columns = torch.arange(rows.shape[1], device=rows.device) + prompt
+    judged = cache.table.row_log[rows, columns]
+    width = kinds.shape[1] - prompt - judged.shape[1]
+    judged = torch.nn.functional.pad(judged, (0, width))
+    kinds = torch.cat([kinds[first, :prompt], judged], dim=1)
+    return kinds, torch.cat([stored[first, :prompt], (judged & KINDS["output_kept"]) > 0], dim=1)

@@ -14,9 +14,9 @@ IGNORE_INDEX = -100
 class TokenSpans:
     """Tokens of a call by kind, `(B, N)` bool each.
 
-    `present` is false at padding; `image`, `output` and `instruct` are None where the call has none. `generated` tells
-    that `output` was written by `generate` without a cache, so that dropped tokens leave the sequence; `single_output`
-    that the call is one generated token per row on a cache.
+    `present` is false at padding; `image`, `output` and `instruct` are None where the call has none. `asked`, where
+    there are labels, is true at tokens whose next token is supervised: their logits count, so that they are computed
+    also where they are dropped. `single_output` tells that the call is one generated token per row on a cache.
     """
 
     present: Tensor
@@ -24,7 +24,7 @@ class TokenSpans:
     image: Tensor | None = None
     output: Tensor | None = None
     instruct: Tensor | None = None
-    generated: bool = False
+    asked: Tensor | None = None
     single_output: bool = False
 
 
@@ -82,9 +82,14 @@ def _marker_starts(input_ids: Tensor, marker: list[int]) -> Tensor:
     return found
 
 
-def generated_token_mask(shape: tuple[int, int], prompt_length: int, device: torch.device) -> Tensor:
-    """`(B, N)` bool, true from column `prompt_length` on: what `generate` has appended to the prompt."""
-    return (torch.arange(shape[1], device=device) >= prompt_length).expand(shape)
+def generated_token_mask(shape: tuple[int, int], num_generated: int, device: torch.device) -> Tensor:
+    """`(B, N)` bool, true at the last `num_generated` columns: what `generate` has appended to the prompt."""
+    return (torch.arange(shape[1], device=device) >= shape[1] - num_generated).expand(shape)
+
+
+def asked_token_mask(labels: Tensor) -> Tensor:
+    """`(B, N)` bool, true at tokens whose next token is not ignored by `labels (B, N)`."""
+    return torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
 
 
 def check_position_ids(position_ids: Tensor, attention_mask: Tensor | None, batch_size: int, length: int) -> None:
@@ -127,7 +132,7 @@ def find_spans(
     single_output: bool,
     image: Tensor | None,
     labels: Tensor | None,
-    prompt_length: int | None,
+    num_generated: int,
     output_mask: Tensor | None = None,
 ) -> TokenSpans:
     """The spans of a call on `(B, N)` tokens.
@@ -137,7 +142,7 @@ def find_spans(
         single_output: the call is one generated token per row on a cache.
         image: `(B, N)` bool, image tokens; None where there are none.
         labels: `(B, N)` long; the output tokens are then the answers that they end in.
-        prompt_length: columns from here on were generated.
+        num_generated: how many of the last columns were generated.
         output_mask: `(B, N)` bool, the output tokens where they are not the last answers alone.
     """
     present = torch.ones(shape, dtype=torch.bool, device=device)
@@ -145,18 +150,19 @@ def find_spans(
     if attention_mask is not None:
         present = attention_mask.bool()
         has_padding = not bool(present.all())
-    output = None
+    output = asked = None
     if single_output:
         output = present
     elif labels is not None:
         output = answer_token_mask(labels, present) if output_mask is None else output_mask.bool() & present
-    elif prompt_length is not None and prompt_length < shape[1]:
-        output = generated_token_mask(shape, prompt_length, device)
+        asked = asked_token_mask(labels) & present
+    elif num_generated:
+        output = generated_token_mask(shape, num_generated, device) & present
     return TokenSpans(
         present=present,
         has_padding=has_padding,
         image=image,
         output=output,
-        generated=labels is None,
+        asked=asked,
         single_output=single_output,
     )

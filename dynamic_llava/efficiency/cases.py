@@ -103,7 +103,7 @@ def measure_no_cache(
         output = random_tokens(pair.config, batch, written, pair.device)
         inputs = {"input_ids": torch.cat([prompt_ids, output], dim=1), "mm_encoder_outputs": encoded}
         if written and model is pair.ours:
-            inputs["prompt_length"] = prompt_ids.shape[1]
+            inputs["num_generated"] = written
 
         def call() -> None:
             with torch.no_grad():

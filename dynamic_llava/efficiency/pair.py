@@ -58,11 +58,10 @@ def calibrate(model: DynamicLlavaForConditionalGeneration, output_keep_rate: flo
     rate that the timed steps really had is reported beside their times.
     """
     prompt = prompt_inputs(model.config, text_tokens=16, batch=1, device=model.device, dtype=model.dtype)
-    length = prompt["input_ids"].shape[1]
     answer = random_tokens(model.config, 1, CALIBRATION_TOKENS, model.device)
     prompt["input_ids"] = torch.cat([prompt["input_ids"], answer], dim=1)
     with torch.no_grad():
-        logits = model(**prompt, prompt_length=length, use_cache=False, logits_to_keep=1).output_keep_logits
+        logits = model(**prompt, num_generated=CALIBRATION_TOKENS, use_cache=False, logits_to_keep=1).output_keep_logits
         margin = (logits[..., 0] - logits[..., 1]).float().flatten()
         head = model.model.language_model.output_predictor.head[-1]
         head.bias[0] -= margin.quantile(1 - output_keep_rate).to(head.bias.dtype)

@@ -17,7 +17,7 @@ import dynamic_llava  # noqa: F401  registers the model with the Auto classes
 from ..checkpoints import load_checkpoint, load_processor
 from ..checkpoints.source import find_folder, is_adapter, read_json
 from ..configuration_dynamic_llava import check_keep_rate, is_published
-from ..decisions import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
+from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
 
 SUPPORTED_MODEL_TYPES = ("dynamic_llava", "llava")
 

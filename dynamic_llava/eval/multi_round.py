@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..generation import ended_mask
+from ..cache import SparseCache
+from ..statistics import SparsityStatistics
 from .loading import LoadedModel
 from .prompts import encode_prompts, generation_arguments
 
@@ -110,19 +111,18 @@ def hold_conversations(
 
 
 def _count_kept(active: Sequence[Conversation], cache: Any, mask: Tensor) -> None:
-    table = getattr(cache, "table", None)
-    if table is None:
+    if not isinstance(cache, SparseCache):
         for conversation in active:
             conversation.image_tokens_kept = conversation.image_tokens
             conversation.output_tokens_kept = conversation.output_tokens
         return
-    seen = cache.get_seq_length()
-    counts = table.counts(mask[:, :seen].bool()).tolist()
-    for conversation, (images, image_kept, judged, kept) in zip(active, counts, strict=True):
-        assert images == conversation.image_tokens
-        conversation.image_tokens_kept = image_kept
+    found = SparsityStatistics.of(cache, mask)
+    judged, kept = found.output_tokens.tolist(), found.output_tokens_kept.tolist()
+    for row, conversation in enumerate(active):
+        assert found.image_tokens[row] == conversation.image_tokens
+        conversation.image_tokens_kept = int(found.image_tokens_kept[row])
         # What was not judged is kept: the last token of an answer that was cut off is fed with the next question.
-        conversation.output_tokens_kept = kept + conversation.output_tokens - judged
+        conversation.output_tokens_kept = kept[row] + conversation.output_tokens - judged[row]
 
 
 def _next_turn(
@@ -147,3 +147,11 @@ def _next_turn(
         present[row, width - len(turn) :] = 1
     rows = torch.tensor(list(stays), dtype=torch.long, device=sequences.device)
     return torch.cat([sequences[rows, :seen], added], dim=1), torch.cat([mask[rows, :seen], present], dim=1)
+
+
+def ended_mask(generated: Tensor, end_tokens: int | list[int] | None) -> Tensor:
+    """`(B, T)` bool, true from the end token of each row of `generated (B, T)` on."""
+    if end_tokens is None:
+        return torch.zeros_like(generated, dtype=torch.bool)
+    ends = torch.as_tensor(end_tokens, device=generated.device).view(-1)
+    return torch.isin(generated, ends).cumsum(dim=1) > 0

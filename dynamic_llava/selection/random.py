@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..decisions import IMAGE_SELECTORS, OUTPUT_SELECTORS
+from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS
 
 
 def image_scores(hidden: Tensor, valid: Tensor) -> Tensor:

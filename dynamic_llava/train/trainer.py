@@ -71,6 +71,8 @@ class StageTrainer(Trainer):
         progress = self.state.global_step / max(self.state.max_steps - 1, 1)
         rates: dict[str, Any] = {}
         for number, name in enumerate(("image_keep_rate", "output_keep_rate")):
+            if not getattr(sparsity, name.replace("keep_rate", "predictor")):
+                continue
             between = getattr(args, f"{name}s")
             if between is not None:
                 rates[name] = draw_rate(*between, seed=args.seed + number, step=self.state.global_step)

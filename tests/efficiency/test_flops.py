@@ -111,16 +111,15 @@ def test_our_steps_equal_counter(config):
 def test_our_step_without_cache_equals_counter(config, rate):
     model = ours(config)
     inputs = prompt(config)
-    length = inputs["input_ids"].shape[1]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.randint(0, 100, (1, 9))], dim=1)
     head = model.model.language_model.output_predictor.head[-1]
-    logits = model(**inputs, prompt_length=length, use_cache=False).output_keep_logits[0, :-1]
+    logits = model(**inputs, num_generated=9, use_cache=False).output_keep_logits[0, :-1]
     margin = (logits[:, 0] - logits[:, 1]).sort(descending=True).values
     # Exactly this fraction of the eight tokens in front of the last is kept.
     threshold = margin[round(8 * rate) - 1] - 1e-6
     with torch.no_grad():
         head.bias[0] -= threshold
-    real = counted(lambda: model(**inputs, prompt_length=length, use_cache=False, logits_to_keep=1))
+    real = counted(lambda: model(**inputs, num_generated=9, use_cache=False, logits_to_keep=1))
     expected = flops.decode_step_flops_no_cache(config, TEXT, 9, config.sparsity.image_keep_rate, rate)
     assert expected + flops.vision_flops(config) == pytest.approx(real, rel=1e-3)
 
