@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from transformers import LlavaConfig
@@ -19,7 +20,7 @@ MASKED_KERNELS = ("auto", "triton", "blocked")
 
 def check_keep_rate(name: str, value: float) -> float:
     """Return `value` as a float, or raise `ValueError` when it is not a fraction kept in (0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
         raise ValueError(f"{name} is the fraction of tokens kept and must lie in (0, 1], got {value!r}.")
     return float(value)
 

@@ -19,6 +19,7 @@ from .options import SparsityOptions
 from .padding import move_padding_left
 from .statistics import SparsityStatistics
 
+BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 CACHES = (None, "dynamic", "static", "offloaded")
 # The arguments of `forward` that say what a call drops; they count in every pass of a `generate`.
 PER_CALL = tuple(
@@ -107,7 +108,7 @@ class DynamicGenerationMixin:
             model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length, offload=offload)
         if model_kwargs.get("past_key_values") is not None:
             # The rows of returned beams are no longer in the cache when the search ends.
-            model_kwargs["past_key_values"].table.logs_rows = generation_mode == GenerationMode.BEAM_SEARCH
+            model_kwargs["past_key_values"].table.logs_rows = generation_mode in BEAMS
 
     def _check_chunks(self, generation_config, model_kwargs: dict[str, Any]) -> None:
         pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
@@ -120,8 +121,10 @@ class DynamicGenerationMixin:
                     "chosen over the whole of it. Leave it out, or keep all image tokens (image_keep_rate=1.0)."
                 )
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor | None, *args, num_generated: int = 0, **kwargs):
-        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor | None, *args, inputs_embeds: Tensor | None = None, num_generated: int = 0, **kwargs
+    ) -> dict[str, Any]:
+        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = next(model_inputs[name] for name in ("inputs_embeds", "input_ids") if model_inputs.get(name) is not None)
         # Where one token is fed a constant, so that a compiled step is compiled once.
         model_inputs["num_generated"] = min(num_generated, fed.shape[1])
