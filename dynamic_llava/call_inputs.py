@@ -29,6 +29,16 @@ def check_keywords(keywords: Mapping[str, Any], forward: Callable) -> None:
             raise TypeError(f"forward() takes no {name!r}; did you mean {', '.join(near)}?")
 
 
+def check_sources(
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None, encoded: dict | None
+) -> None:
+    """`ValueError` unless tokens come from one of two arguments, and pictures from one of two at most."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+    if pixel_values is not None and encoded:
+        raise ValueError("Pass pixel_values or mm_encoder_outputs, not both.")
+
+
 def count_generated(num_generated: int | None, length: int, cache: SparseCache | None) -> int:
     """How many of a call's last tokens the model has generated; `ValueError` where they cannot be judged."""
     started = cache is not None and cache.started
@@ -67,8 +77,10 @@ def new_columns(
     return mask[:, start : start + length]
 
 
-def check_labels(labels: Tensor | None, output_mask: Tensor | None, shape: torch.Size) -> None:
-    """`ValueError` unless both are `(B, N)`, and `output_mask`, which tells answers among labels, has labels."""
+def check_labels(labels: Tensor | None, output_mask: Tensor | None, cache: Cache | None, shape: torch.Size) -> None:
+    """`ValueError` unless both are `(B, N)`, without a cache, and `output_mask` tells answers among labels."""
+    if labels is not None and cache is not None:
+        raise ValueError("labels are scored in one forward without a cache; pass labels or past_key_values.")
     for name, tensor in (("labels", labels), ("output_mask", output_mask)):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; pass one of the call's {tuple(shape)}.")

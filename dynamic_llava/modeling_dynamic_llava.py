@@ -68,12 +68,9 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
     ) -> DynamicLlavaModelOutput:
         """As `LlavaModel.forward`; for `labels`, `num_generated` see `DynamicLlavaForConditionalGeneration.forward`."""
         call_inputs.check_keywords(kwargs, DynamicLlavaForConditionalGeneration.forward)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        if pixel_values is not None and mm_encoder_outputs:
-            raise ValueError("Pass pixel_values or mm_encoder_outputs, not both.")
-        if options is None:
-            options = SparsityOptions.resolve(self.config.sparsity, training=False)
+        call_inputs.check_sources(input_ids, inputs_embeds, pixel_values, mm_encoder_outputs)
+        sparsity = self.config.sparsity
+        options = options or SparsityOptions.resolve(sparsity, training=False)
         embedding = self.get_input_embeddings()
         if inputs_embeds is None:
             inputs_embeds = call_inputs.embed(embedding, self.config, input_ids)
@@ -87,7 +84,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             )
             mm_encoder_outputs = {"image": encoded}
         call_inputs.check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
-        call_inputs.check_labels(labels, output_mask, inputs_embeds.shape[:2])
+        call_inputs.check_labels(labels, output_mask, past_key_values, inputs_embeds.shape[:2])
         num_generated = call_inputs.count_generated(num_generated, inputs_embeds.shape[1], past_key_values)
         single_output = bool(num_generated) and past_key_values is not None and past_key_values.started
         image_mask = image_features = None
@@ -117,10 +114,8 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             num_generated=num_generated,
             output_mask=output_mask,
         )
-        if self.config.sparsity.instruct_predictor and not spans.single_output:
-            spans.instruct = call_inputs.instruct_tokens(
-                self.config.sparsity, input_ids, spans, past_key_values, options
-            )
+        if sparsity.instruct_predictor and not single_output:
+            spans.instruct = call_inputs.instruct_tokens(sparsity, input_ids, spans, past_key_values, options)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             spans=spans,
@@ -233,8 +228,6 @@ class DynamicLlavaForConditionalGeneration(
         """
         training = self.training and labels is not None
         if labels is not None:
-            if past_key_values is not None:
-                raise ValueError("labels are scored in one forward without a cache; pass labels or past_key_values.")
             if not isinstance(logits_to_keep, int):
                 raise ValueError("With labels logits_to_keep is a number of last positions; leave the tensor out.")
             use_cache = False
