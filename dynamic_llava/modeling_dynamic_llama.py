@@ -91,9 +91,6 @@ class DynamicLlamaModel(LlamaModel):
             layer_idx=0,
         )
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
-        later_turn = past_key_values is not None and past_key_values.started and not spans.single_output
-        if later_turn and attention_mask is not None:
-            past_key_values.table.hide(attention_mask)
         dense = self.layers[: self.sparsity.sparse_layer]
         hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
         self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)
@@ -108,9 +105,10 @@ class DynamicLlamaModel(LlamaModel):
             steering = past_key_values.table.steering if past_key_values is not None else None
             decision = decide(self, hidden, spans, options, steering)
             if spans.single_output:
-                hidden = self._step(hidden, decision, position_ids, seen, **kwargs)
+                hidden = self._step(hidden, decision, position_ids, attention_mask, seen, **kwargs)
             else:
-                hidden = self._kept(hidden, decision, spans, position_ids, causal_mask, seen, **kwargs)
+                masks = (causal_mask, attention_mask)
+                hidden = self._kept(hidden, decision, spans, position_ids, masks, seen, **kwargs)
             if past_key_values is not None:
                 past_key_values.table.record(decision, spans, seen)
         return DynamicLlamaOutput(
@@ -166,11 +164,20 @@ class DynamicLlamaModel(LlamaModel):
         packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
         return scatter_kept(packed, index, valid, torch.zeros_like(hidden))
 
-    def _step(self, hidden: Tensor, decision: Decision, position_ids: Tensor, seen: int | Tensor, **kwargs) -> Tensor:
+    def _step(
+        self,
+        hidden: Tensor,
+        decision: Decision,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        seen: int | Tensor,
+        **kwargs,
+    ) -> Tensor:
         """One generated token per row on the cache: it sees the slots and itself, and stays only where it is kept."""
         table = kwargs["past_key_values"].table
         one = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        visible = table.plan(one, torch.zeros_like(one, dtype=torch.long) + seen, padded=False)
+        columns = torch.zeros_like(one, dtype=torch.long) + seen
+        visible = table.plan(one, columns, padded=False, present=attention_mask)
         hidden = self._run_sparse(hidden, visible, position_ids, **kwargs)
         keep = one if decision.output_keep_mask is None else decision.output_keep_mask
         table.commit(keep[:, 0].long(), most=1)
@@ -182,12 +189,13 @@ class DynamicLlamaModel(LlamaModel):
         decision: Decision,
         spans: TokenSpans,
         position_ids: Tensor,
-        causal_mask: Tensor | None,
+        masks: tuple[Tensor | None, Tensor | None],
         seen: int | Tensor,
         **kwargs,
     ) -> Tensor:
         """Several tokens per row: the sparse layers run on those that stay, at their original positions."""
         cache: SparseCache | None = kwargs["past_key_values"]
+        causal_mask, attention_mask = masks
         stay, hidden_keys, unstored = _split(decision, spans)
         started = cache is not None and cache.started
         if stay is None and hidden_keys is None and not started:
@@ -208,7 +216,8 @@ class DynamicLlamaModel(LlamaModel):
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
         visible, causal_over = None, None if started or hidden_keys is not None else valid
         if cache is not None:
-            visible = cache.table.plan(valid, index + seen, padded=False)
+            present = attention_mask if started else None
+            visible = cache.table.plan(valid, index + seen, padded=False, present=present)
             if full and not started:
                 visible = None
         elif hidden_keys is not None:
@@ -218,8 +227,8 @@ class DynamicLlamaModel(LlamaModel):
         output = self._run_sparse(packed, visible, positions, valid=causal_over, **kwargs)
         if cache is not None:
             cache.table.commit(valid.sum(dim=-1) - unstored, most=index.shape[1])
-            if stay is not None:
-                cache.table.crop_floor = int(seen) + hidden.shape[1]
+            if stay is not None and cache.max_length is None:
+                cache.table.note_drops(seen, _chosen_from(decision, spans))
         return scatter_kept(output, index, valid, torch.zeros_like(hidden))
 
 
@@ -242,6 +251,14 @@ def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor
         return None, hidden_keys, 0
     last = spans.present & (spans.present.flip(-1).cumsum(dim=-1).flip(-1) == 1)
     return (stay | last) & spans.present, hidden_keys, (last & ~stay).sum(dim=-1)
+
+
+def _chosen_from(decision: Decision, spans: TokenSpans) -> Tensor:
+    """`(B, N)` bool: the tokens on which it depended which ones left the sequence."""
+    if decision.instruct_keep_mask is not None:
+        # The user's turn is told by the marker behind it.
+        return torch.ones_like(spans.present)
+    return spans.image
 
 
 def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:
