@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from .slots import SlotTable
-from .storage import extend, mark_static
+from .storage import extend, mark_static, persistent
 
 
 class SparseLayer(CacheLayerMixin):
@@ -29,7 +29,7 @@ class SparseLayer(CacheLayerMixin):
         super().__init__()
         self.table = table
 
-    @torch.inference_mode(False)
+    @persistent
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         slots = self.table.fixed_size or 0
@@ -83,7 +83,7 @@ class SparseLayer(CacheLayerMixin):
                 states[:, :, : self.table.capacity].clone() for states in (self.keys, self.values)
             )
 
-    @torch.inference_mode(False)
+    @persistent
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
             # An offloaded layer is in host memory.
@@ -94,12 +94,12 @@ class SparseLayer(CacheLayerMixin):
 class FixedLayer(StaticLayer):
     """`StaticLayer` that calls within and without `torch.inference_mode` can change in turn."""
 
-    @torch.inference_mode(False)
+    @persistent
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.cumulative_length = self.cumulative_length.clone()
         super().lazy_initialization(key_states, value_states)
 
-    @torch.inference_mode(False)
+    @persistent
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
 
@@ -166,18 +166,25 @@ class SparseCache(Cache):
                 "pass a new SparseCache(model.config) or the rows it was made for."
             )
         if self.max_length is not None:
-            self._check_room(length)
+            self._check_call_fits(length)
 
-    def _check_room(self, length: int) -> None:
-        """`ValueError` where `length` more tokens do not fit the fixed size; counted without asking the device."""
-        seen, message = self.get_seq_length(), f"{length} more do not fit a SparseCache of max_length={self.max_length}"
+    def _check_call_fits(self, length: int) -> None:
+        """As `check_room` for `length` more tokens, without asking the device how many there are."""
+        seen = self.get_seq_length()
         if torch.compiler.is_compiling():
-            torch._assert_async(torch.as_tensor(seen + length <= self.max_length), f"Tokens seen and {message}.")
+            fits = torch.as_tensor(seen + length <= self.max_length)
+            torch._assert_async(fits, f"A SparseCache of max_length={self.max_length} is full; make a longer one.")
             return
         if self.table.fed is None:
             self.table.fed = int(seen)
-        if self.table.fed + length > self.max_length:
-            raise ValueError(f"{self.table.fed} tokens seen and {message}; make a longer one.")
+        self.check_room(self.table.fed + length)
+
+    def check_room(self, tokens: int) -> None:
+        """Raise `ValueError` where a fixed size does not hold `tokens` in all."""
+        if self.max_length is not None and tokens > self.max_length:
+            raise ValueError(
+                f"{tokens} tokens do not fit a SparseCache of max_length={self.max_length}; make a longer one."
+            )
 
     def reset(self) -> None:
         super().reset()

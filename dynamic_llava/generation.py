@@ -115,6 +115,7 @@ class DynamicGenerationMixin:
         """The 2D mask of a cache of fixed size, `(B, max_length)`: its shape does not change from step to step."""
         if attention_mask is None:
             return None
+        past_key_values.check_room(attention_mask.shape[1])
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
 
 

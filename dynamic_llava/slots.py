@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .functional import new_steering
-from .storage import mark_static, widen
+from .storage import mark_static, persistent, widen
 
 # What `kinds` holds of a token: image and output tokens judged, and whether they were kept.
 KINDS = {"image": 1, "image_kept": 2, "output": 4, "output_kept": 8}
@@ -62,7 +62,7 @@ class SlotTable:
         self.growths: list[tuple[int, int, int]] = []
         self.fed: int | None = 0
 
-    @torch.inference_mode(False)
+    @persistent
     def _start(self, batch_size: int, device: torch.device) -> None:
         self.cursor = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.capacity = self.fixed_size or 0
@@ -193,7 +193,7 @@ class SlotTable:
         slots = torch.arange(self.capacity, device=self.cursor.device)
         return self.column[row, self.valid[row] & (slots < self.cursor[row])]
 
-    @torch.inference_mode(False)
+    @persistent
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the table by `function` of them (reorder, repeat, select)."""
         for name in ("cursor", "valid", "column", "kinds", "steering", "steering_log"):
@@ -207,7 +207,7 @@ class SlotTable:
         behind = torch.arange(1, chosen_from.shape[1] + 1, device=chosen_from.device) + start
         self.drops.append((start, torch.where(chosen_from, behind, 0).amax(dim=-1)))
 
-    @torch.inference_mode(False)
+    @persistent
     def crop(self, length: int) -> None:
         """Forget the tokens from column `length` on, at least one token staying, and all that they left behind."""
         for start, end in self.drops:

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 from torch import Tensor
+
+
+def persistent(method: Callable) -> Callable:
+    """Let what `method` makes be changed in place by calls in and outside of `torch.inference_mode`."""
+
+    @wraps(method)
+    def outside_of_inference_mode(*args, **kwargs):
+        with_gradients = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):
+            return method(*args, **kwargs)
+
+    return outside_of_inference_mode
 
 
 def widen(tensor: Tensor, columns: int, block_size: int) -> Tensor:
@@ -13,11 +28,10 @@ def widen(tensor: Tensor, columns: int, block_size: int) -> Tensor:
     return extend(tensor, -(-columns // block_size) * block_size, dim=1)
 
 
+@persistent
 def extend(tensor: Tensor, size: int, dim: int) -> Tensor:
-    """A copy of `tensor` with `size` entries along `dim`, new ones 0, which calls in any mode may change in place."""
-    shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
-    with torch.inference_mode(False):
-        extended = tensor.new_zeros(shape)
+    """A copy of `tensor` with `size` entries along `dim`, new ones 0."""
+    extended = tensor.new_zeros(*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
     extended.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
     return extended
 
