@@ -57,6 +57,13 @@ class DynamicGenerationMixin:
         output["sparsity"] = SparsityStatistics.of(cache, present)
         return output
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: `generate_batch`, `cache_implementation="paged"` and `transformers serve` all begin here."""
+        raise ValueError(
+            "Continuous batching (generate_batch, cache_implementation='paged') keeps a paged cache, which would store "
+            "dropped tokens; call generate with a padded batch."
+        )
+
     def _prepare_cache_for_generation(
         self,
         generation_config,

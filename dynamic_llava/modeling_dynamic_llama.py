@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import backend_mask, causal_candidates, gated_implementation, training_mask
+from .attention import backend_mask, causal_candidates, gated_implementation, lowest_score, training_mask
 from .cache import SparseCache, seen_tokens
 from .configuration_dynamic_llava import SparsityConfig
 from .decisions import Decision, SparsityOptions, decide, draw
@@ -90,6 +90,8 @@ class DynamicLlamaModel(LlamaModel):
             position_ids=position_ids,
             layer_idx=0,
         )
+        if causal_mask is not None and causal_mask.dtype == torch.float64:
+            causal_mask = causal_mask.clamp(min=lowest_score(causal_mask.dtype))
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
         dense = self.layers[: self.sparsity.sparse_layer]
         hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
