@@ -2,6 +2,7 @@
 
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -15,6 +16,7 @@ from .loading import register_key_renaming
 from .modeling_dynamic_llava import DynamicLlavaForConditionalGeneration, DynamicLlavaModel
 
 AutoConfig.register(DynamicLlavaConfig.model_type, DynamicLlavaConfig, exist_ok=True)
+AutoModel.register(DynamicLlavaConfig, DynamicLlavaModel, exist_ok=True)
 AutoModelForImageTextToText.register(DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(DynamicLlavaConfig, LlavaProcessor, exist_ok=True)

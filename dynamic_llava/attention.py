@@ -144,7 +144,13 @@ def backend_mask(
         raise ValueError(f"attn_implementation={implementation!r} cannot carry a 4D mask; use 'sdpa' or 'eager'.")
     if visible is None:
         visible = torch.ones(1, 1, query_length, query_length, dtype=torch.bool, device=like.device).tril()
-    return torch.where(visible, 0.0, torch.finfo(like.dtype).min).to(like.dtype)
+    return like.new_zeros(visible.shape).masked_fill_(~visible, lowest_score(like.dtype))
+
+
+def lowest_score(dtype: torch.dtype) -> float:
+    """What eager attention adds to masked scores: its softmax is in float32, where less would be -inf, and a row of
+    such scores NaN."""
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
 def causal_candidates(present: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from .slots import SlotTable
+from .storage import extend, mark_static, persistent
 
 
 class SparseLayer(CacheLayerMixin):
@@ -28,38 +29,37 @@ class SparseLayer(CacheLayerMixin):
         super().__init__()
         self.table = table
 
+    @persistent
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         slots = self.table.fixed_size or 0
         self.keys = key_states.new_zeros(*key_states.shape[:2], slots, key_states.shape[-1])
         self.values = value_states.new_zeros(*value_states.shape[:2], slots, value_states.shape[-1])
         if slots:
-            torch._dynamo.mark_static_address(self.keys)
-            torch._dynamo.mark_static_address(self.values)
+            mark_static(self.keys, self.values)
         self.is_initialized = True
-
-    def _grow(self, tensor: Tensor) -> Tensor:
-        missing = self.table.capacity - tensor.shape[2]
-        if missing <= 0:
-            return tensor
-        grown = tensor.new_zeros(*tensor.shape[:2], self.table.capacity, tensor.shape[3])
-        grown[:, :, : tensor.shape[2]] = tensor
-        return grown
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write `(B, H_kv, n, d)` at the slots that the table has planned; return the readable slots."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if not self.table.fixed_size:
-            self.keys, self.values = self._grow(self.keys), self._grow(self.values)
+        if self.keys.shape[2] < self.table.capacity:
+            self.keys, self.values = (extend(states, self.table.capacity, dim=2) for states in (self.keys, self.values))
         if not self.table.started:
             # Every cursor is at 0, and the new states are all there is, already contiguous.
             number = key_states.shape[2]
             self.keys[:, :, :number], self.values[:, :, :number] = key_states, value_states
             return key_states, value_states
         index = self.table.write_index[:, None, :, None].expand_as(key_states)
-        self.keys.scatter_(2, index, key_states)
-        self.values.scatter_(2, index, value_states)
+        if torch.is_grad_enabled() and (key_states.requires_grad or self.keys.requires_grad):
+            # A backward pass through this call or an earlier one reads what they saw.
+            self.keys, self.values = (
+                self.keys.scatter(2, index, key_states),
+                self.values.scatter(2, index, value_states),
+            )
+        else:
+            self.keys.scatter_(2, index, key_states)
+            self.values.scatter_(2, index, value_states)
         return self.keys[:, :, : self.table.read_length], self.values[:, :, : self.table.read_length]
 
     def get_seq_length(self) -> int:
@@ -77,13 +77,31 @@ class SparseLayer(CacheLayerMixin):
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """The table moves the cursors back for all layers at once; slots are overwritten later."""
+        """Give up the slots that the table has given up; it has moved the cursors back for all layers at once."""
+        if self.is_initialized and self.keys.shape[2] > self.table.capacity:
+            self.keys, self.values = (
+                states[:, :, : self.table.capacity].clone() for states in (self.keys, self.values)
+            )
 
+    @persistent
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
             # An offloaded layer is in host memory.
             beam_idx = beam_idx.to(self.keys.device)
             self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
+
+
+class FixedLayer(StaticLayer):
+    """`StaticLayer` that calls within and without `torch.inference_mode` can change in turn."""
+
+    @persistent
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.cumulative_length = self.cumulative_length.clone()
+        super().lazy_initialization(key_states, value_states)
+
+    @persistent
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
 
 
 class SparseCache(Cache):
@@ -113,7 +131,7 @@ class SparseCache(Cache):
         self.max_length = max_length
         self.table = SlotTable(block_size, fixed_size=max_length)
         layers: list[CacheLayerMixin] = [
-            DynamicLayer() if max_length is None else StaticLayer(max_length) for _ in range(self.sparse_layer)
+            DynamicLayer() if max_length is None else FixedLayer(max_length) for _ in range(self.sparse_layer)
         ]
         layers += [SparseLayer(self.table) for _ in range(num_layers - self.sparse_layer)]
         super().__init__(layers=layers, offloading=offload)
@@ -152,13 +170,26 @@ class SparseCache(Cache):
                 f"The SparseCache holds {self.rows} rows, the call has {batch_size}; "
                 "pass a new SparseCache(model.config) or the rows it was made for."
             )
-        if self.max_length is not None and length > 1:
-            seen = int(self.get_seq_length())
-            if seen + length > self.max_length:
-                raise ValueError(
-                    f"{seen} tokens seen and {length} more do not fit a SparseCache of max_length={self.max_length}; "
-                    "make a longer one."
-                )
+        if self.max_length is not None:
+            self._check_call_fits(length)
+
+    def _check_call_fits(self, length: int) -> None:
+        """As `check_room` for `length` more tokens, without asking the device how many there are."""
+        seen = self.get_seq_length()
+        if torch.compiler.is_compiling():
+            fits = torch.as_tensor(seen + length <= self.max_length)
+            torch._assert_async(fits, f"A SparseCache of max_length={self.max_length} is full; make a longer one.")
+            return
+        if self.table.fed is None:
+            self.table.fed = int(seen)
+        self.check_room(self.table.fed + length)
+
+    def check_room(self, tokens: int) -> None:
+        """Raise `ValueError` where a fixed size does not hold `tokens` in all."""
+        if self.max_length is not None and tokens > self.max_length:
+            raise ValueError(
+                f"{tokens} tokens do not fit a SparseCache of max_length={self.max_length}; make a longer one."
+            )
 
     def reset(self) -> None:
         super().reset()
@@ -185,16 +216,22 @@ class SparseCache(Cache):
         """Forget the last `-tokens_to_remove` tokens seen, as if they had never been fed.
 
         Raises:
-            ValueError: the tokens to forget reach into a prompt whose image tokens were dropped (their selection would
-                have been another one), or `tokens_to_remove` is positive.
+            ValueError: a part of a prompt would stay whose image tokens were chosen among more than that part holds
+                (the choice would have been another one), `tokens_to_remove` is positive, or the size is fixed.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens to remove, got {tokens_to_remove}.")
         if self.max_length is not None:
             raise ValueError("A SparseCache of fixed size cannot be cropped; make one without max_length.")
-        if tokens_to_remove < 0:
-            self.table.crop(self.get_seq_length() + tokens_to_remove)
-        super().crop(tokens_to_remove)
+        length = self.get_seq_length() + tokens_to_remove
+        if length <= 0:
+            self.reset()
+        elif tokens_to_remove < 0:
+            self.table.crop(length)
+            super().crop(tokens_to_remove)
+            for layer in self.layers[: self.sparse_layer]:
+                # What a view leaves out would stay allocated.
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
 
 def require_sparse_cache(cache: Cache) -> None:

@@ -166,6 +166,15 @@ def check_features(image_mask: Tensor, features: int, config: DynamicLlavaConfig
     )
 
 
+def refuse_cache(cache: Cache | None) -> None:
+    """`ValueError` when a call that recomputes its layers in the backward has a cache."""
+    if cache is not None:
+        raise ValueError(
+            "Gradient checkpointing in training mode writes no cache; call model.eval() first, or pass "
+            "use_cache=False and no past_key_values."
+        )
+
+
 def check_cache(cache: Cache | None, config: DynamicLlavaConfig, batch_size: int, length: int) -> None:
     """`ValueError` when `cache` is not a `SparseCache` for this model and call."""
     if cache is None:

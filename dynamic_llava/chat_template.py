@@ -15,6 +15,8 @@ SYSTEM_PROMPT = (
 def chat_template(system: str = SYSTEM_PROMPT, space_behind_image: bool = False) -> str:
     """The text of `data.conversation.render_conversation`, for tokenizers and processors.
 
+    What is learned of it, each answer with its end token, stands in `{% generation %}`: the assistant mask.
+
     Args:
         system: the system prompt of a conversation that brings none.
         space_behind_image: see `needs_space_behind_image`.
@@ -29,14 +31,16 @@ def chat_template(system: str = SYSTEM_PROMPT, space_behind_image: bool = False)
         "{% if system is not string %}{% set system = system[0]['text'] %}{% endif %}"
         "{{ system + ' ' }}"
         "{% for message in turns %}"
-        "{{ 'USER:' if message['role'] == 'user' else 'ASSISTANT:' }}"
+        "{% set said %}"
         "{% if message['content'] is string %}{{ ' ' + message['content'] }}"
         "{% else %}{{ ' ' }}"
         "{% for item in message['content'] %}"
         "{% if item['type'] == 'image' %}{{ '" + image + "' }}"
         "{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}"
         "{% endfor %}{% endif %}"
-        "{{ ' ' if message['role'] == 'user' else '</s>' }}"
+        "{% endset %}"
+        "{% if message['role'] == 'user' %}{{ 'USER:' + said + ' ' }}"
+        "{% else %}{{ 'ASSISTANT:' }}{% generation %}{{ said + '</s>' }}{% endgeneration %}{% endif %}"
         "{% endfor %}"
         "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     )

@@ -75,6 +75,13 @@ class DynamicGenerationMixin:
         output["sparsity"] = SparsityStatistics.of_generation(cache, record, output.get("beam_indices"), prompt_mask)
         return output
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: `generate_batch`, `cache_implementation="paged"` and `transformers serve` all begin here."""
+        raise ValueError(
+            "Continuous batching (generate_batch, cache_implementation='paged') keeps a paged cache, which would store "
+            "dropped tokens; call generate with a padded batch."
+        )
+
     def _prepare_cache_for_generation(
         self,
         generation_config,
@@ -108,7 +115,7 @@ class DynamicGenerationMixin:
             model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length, offload=offload)
         if model_kwargs.get("past_key_values") is not None:
             # The rows of returned beams are no longer in the cache when the search ends.
-            model_kwargs["past_key_values"].table.logs_rows = generation_mode in BEAMS
+            model_kwargs["past_key_values"].table.log_rows(generation_mode in BEAMS)
 
     def _check_chunks(self, generation_config, model_kwargs: dict[str, Any]) -> None:
         pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
@@ -180,6 +187,7 @@ class DynamicGenerationMixin:
         """The 2D mask of a cache of fixed size, `(B, max_length)`: its shape does not change from step to step."""
         if attention_mask is None:
             return None
+        past_key_values.check_room(attention_mask.shape[1])
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
 
 

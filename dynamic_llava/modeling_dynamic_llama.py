@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import backend_mask, causal_candidates, gated_implementation, training_mask
+from .attention import backend_mask, causal_candidates, gated_implementation, lowest_score, training_mask
 from .cache import SparseCache, seen_tokens
 from .configuration_dynamic_llava import SparsityConfig
 from .decisions import Decision, decide, draw
@@ -91,10 +91,9 @@ class DynamicLlamaModel(LlamaModel):
             position_ids=position_ids,
             layer_idx=0,
         )
+        if causal_mask is not None and causal_mask.dtype == torch.float64:
+            causal_mask = causal_mask.clamp(min=lowest_score(causal_mask.dtype))
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
-        later_turn = past_key_values is not None and past_key_values.started and not spans.single_output
-        if later_turn and attention_mask is not None:
-            past_key_values.table.hide(attention_mask)
         dense = self.layers[: self.sparsity.sparse_layer]
         hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
         self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)
@@ -109,9 +108,10 @@ class DynamicLlamaModel(LlamaModel):
             steering = past_key_values.table.steering if past_key_values is not None else None
             decision = decide(self, hidden, spans, options, steering)
             if spans.single_output:
-                hidden = self._step(hidden, decision, position_ids, seen, **kwargs)
+                hidden = self._step(hidden, decision, position_ids, attention_mask, seen, **kwargs)
             else:
-                hidden = self._kept(hidden, decision, spans, position_ids, causal_mask, seen, **kwargs)
+                masks = (causal_mask, attention_mask)
+                hidden = self._kept(hidden, decision, spans, position_ids, masks, seen, **kwargs)
             if past_key_values is not None:
                 past_key_values.table.record(decision, spans, seen)
         return DynamicLlamaOutput(
@@ -167,11 +167,20 @@ class DynamicLlamaModel(LlamaModel):
         packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
         return scatter_kept(packed, index, valid, torch.zeros_like(hidden))
 
-    def _step(self, hidden: Tensor, decision: Decision, position_ids: Tensor, seen: int | Tensor, **kwargs) -> Tensor:
+    def _step(
+        self,
+        hidden: Tensor,
+        decision: Decision,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        seen: int | Tensor,
+        **kwargs,
+    ) -> Tensor:
         """One generated token per row on the cache: it sees the slots and itself, and stays only where it is kept."""
         table = kwargs["past_key_values"].table
         one = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        visible = table.plan(one, torch.zeros_like(one, dtype=torch.long) + seen, padded=False)
+        columns = torch.zeros_like(one, dtype=torch.long) + seen
+        visible = table.plan(one, columns, padded=False, present=attention_mask)
         hidden = self._run_sparse(hidden, visible, position_ids, **kwargs)
         keep = one if decision.output_keep_mask is None else decision.output_keep_mask
         table.commit(keep[:, 0].long(), most=1)
@@ -183,12 +192,13 @@ class DynamicLlamaModel(LlamaModel):
         decision: Decision,
         spans: TokenSpans,
         position_ids: Tensor,
-        causal_mask: Tensor | None,
+        masks: tuple[Tensor | None, Tensor | None],
         seen: int | Tensor,
         **kwargs,
     ) -> Tensor:
         """Several tokens per row: the sparse layers run on those that stay, at their original positions."""
         cache: SparseCache | None = kwargs["past_key_values"]
+        causal_mask, attention_mask = masks
         stay, dropped = _split(decision, spans)
         started = cache is not None and cache.started
         if stay is None and not started:
@@ -211,7 +221,8 @@ class DynamicLlamaModel(LlamaModel):
         hiding = dropped is not None and spans.asked is not None and bool(dropped.any())
         visible, causal_over = None, None if started or hiding else valid
         if cache is not None:
-            visible = cache.table.plan(valid, index + seen, padded=False)
+            present = attention_mask if started else None
+            visible = cache.table.plan(valid, index + seen, padded=False, present=present)
             if full and not started:
                 visible = None
         elif hiding:
@@ -223,8 +234,8 @@ class DynamicLlamaModel(LlamaModel):
             # On a cache the last token of a row is the only dropped one that was computed; it is not stored.
             unstored = 0 if dropped is None else dropped.sum(dim=-1)
             cache.table.commit(valid.sum(dim=-1) - unstored, most=index.shape[1])
-            if stay is not None:
-                cache.table.crop_floor = int(seen) + hidden.shape[1]
+            if stay is not None and cache.max_length is None:
+                cache.table.note_drops(seen, _chosen_from(decision, spans))
         return scatter_kept(output, index, valid, torch.zeros_like(hidden))
 
 
@@ -244,6 +255,14 @@ def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor
         stay = stay | spans.asked
     stay = stay & spans.present
     return stay, stay & ~keep
+
+
+def _chosen_from(decision: Decision, spans: TokenSpans) -> Tensor:
+    """`(B, N)` bool: the tokens on which it depended which ones left the sequence."""
+    if decision.instruct_keep_mask is not None:
+        # The user's turn is told by the marker behind it.
+        return torch.ones_like(spans.present)
+    return spans.image
 
 
 def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:

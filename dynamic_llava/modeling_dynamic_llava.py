@@ -30,13 +30,16 @@ class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
     _supports_flex_attn = False
 
 
-class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
+class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaModel):
     """Tower, projector and sparse decoder.
 
     Changes from `LlavaModel`:
         - the decoder is a `DynamicLlamaModel`;
         - `forward` finds the image and output tokens and passes on what the call drops.
     """
+
+    # Checkpoints hold the head too.
+    _keys_to_ignore_on_load_unexpected = (r"(^|\.)lm_head\.",)
 
     def __init__(self, config: DynamicLlavaConfig) -> None:
         # Not LlavaModel's own __init__: it would build a stock decoder first, 26 GB of it for a 7B in fp32.
@@ -99,6 +102,9 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             inputs_embeds = inputs_embeds.masked_scatter(image_mask[..., None], image_features)
         if image_mask is None and options.training and torch.distributed.is_initialized():
             inputs_embeds = inputs_embeds + 0.0 * self._idle_features().to(inputs_embeds).sum()
+        if self.training and self.language_model.gradient_checkpointing:
+            call_inputs.refuse_cache(past_key_values)
+            use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
         present = call_inputs.new_columns(attention_mask, past_key_values, inputs_embeds.shape, single_output)

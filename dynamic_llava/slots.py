@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .functional import new_steering
+from .storage import mark_static, persistent, widen
 
 # What `kinds` holds of a token: image and output tokens judged, and whether they were kept.
 KINDS = {"image": 1, "image_kept": 2, "output": 4, "output_kept": 8}
@@ -29,9 +30,15 @@ class SlotTable:
         steering: `(B, 3)` state of `functional.steered_keep_mask`.
         steering_log: `(B, columns, 3)` the state after each column, for `crop`; None until a call steers, and where the
             size is fixed.
+        drops: of each call that dropped tokens its first column, and `(B,)` the column behind the last one that its
+            choice was made among.
+        growths: of each call that made the storage grow its columns `(first, behind)` and the capacity since then.
+        fed: host-side number of tokens fed where the size is fixed; None where compiled steps were not counted.
 
-    With `fixed_size` all tensors are allocated once and changed in place, and no Python number changes from step to
-    step, so that a compiled decode step runs on unchanged.
+    What a call's `attention_mask` hides is hidden from that call alone and stored nowhere, so that it needs no undoing.
+    Everything is allocated outside of `torch.inference_mode`, so that calls in and outside of it can change it in turn.
+    With `fixed_size` all tensors are allocated once and changed in place, and no Python number that a compiled step
+    reads changes from step to step, so that it runs on unchanged.
     """
 
     def __init__(self, block_size: int, fixed_size: int | None = None) -> None:
@@ -54,9 +61,11 @@ class SlotTable:
         self.steering_log: Tensor | None = None
         self.has_padding = False
         self.logs_rows, self.row_log = False, None
-        # Columns below this belong to calls whose image tokens were dropped: they cannot be cropped into.
-        self.crop_floor = 0
+        self.drops: list[tuple[int, Tensor]] = []
+        self.growths: list[tuple[int, int, int]] = []
+        self.fed: int | None = 0
 
+    @persistent
     def _start(self, batch_size: int, device: torch.device) -> None:
         self.cursor = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.capacity = self.fixed_size or 0
@@ -65,8 +74,7 @@ class SlotTable:
         self.kinds = torch.zeros(batch_size, self.capacity, dtype=torch.uint8, device=device)
         self.steering = new_steering(batch_size, device)
         if self.fixed_size:
-            for tensor in (self.cursor, self.valid, self.column, self.kinds, self.steering):
-                torch._dynamo.mark_static_address(tensor)
+            mark_static(self.cursor, self.valid, self.column, self.kinds, self.steering)
 
     def _reserve(self, number: int) -> None:
         """Make room for `number` more slots; the bound is tightened where that is free or saves a growth."""
@@ -79,26 +87,19 @@ class SlotTable:
         needed = self.length_bound + number
         if needed > self.capacity:
             self.capacity = -(-needed // self.block_size) * self.block_size
-            self.valid = _widen(self.valid, needed, self.block_size)
-            self.column = _widen(self.column, needed, self.block_size)
+            self.valid = widen(self.valid, needed, self.block_size)
+            self.column = widen(self.column, needed, self.block_size)
         self.read_length = self.length_bound + number
 
-    def hide(self, present: Tensor) -> None:
-        """Hide slots of tokens that a later call's `attention_mask` leaves out, such as padding behind an answer.
-
-        Args:
-            present: `(B, columns seen or more)`, 0 at tokens that are not to be seen any more.
-        """
-        self.valid &= present.bool().gather(1, self.column)
-        self.has_padding |= not bool(present.all())
-
-    def plan(self, valid: Tensor, column: Tensor, padded: bool) -> Tensor | None:
+    def plan(self, valid: Tensor, column: Tensor, padded: bool, present: Tensor | None = None) -> Tensor | None:
         """Choose the slots of a call's tokens and say what each of them sees.
 
         Args:
             valid: `(B, n)` bool, false at padding.
             column: `(B, n)` long, index of each token among all tokens seen.
             padded: whether `valid` may hold a false entry.
+            present: `(B, columns seen or more)`, 0 at tokens that this call is not to see, such as padding behind an
+                earlier answer; None means that it sees all.
 
         Returns:
             `(B, 1, n, read_length)` bool, true where a query sees a slot; None where each sees all (one row, one
@@ -114,12 +115,15 @@ class SlotTable:
         self.valid.scatter_(1, self.write_index, valid)
         self.column.scatter_(1, self.write_index, column)
         exact = self.cursor.device.type == "cpu" and batch_size == 1 and not self.fixed_size
-        if exact and number == 1 and not self.has_padding:
+        if exact and number == 1 and not self.has_padding and (present is None or bool(present.all())):
             return None
         slots = torch.arange(self.read_length, device=valid.device)
         own = self.write_index[:, None, :, None]
+        shown = self.valid[:, : self.read_length]
+        if present is not None:
+            shown = shown & present.bool().gather(1, self.column[:, : self.read_length])
         # The diagonal keeps the row of a padding query from being empty.
-        return ((slots <= own) & self.valid[:, None, None, : self.read_length]) | (slots == own)
+        return ((slots <= own) & shown[:, None, None]) | (slots == own)
 
     def commit(self, advance: Tensor, most: int) -> None:
         """Move the cursors on by `advance (B,)`, each at most `most`."""
@@ -145,17 +149,28 @@ class SlotTable:
                     kinds = kinds + which.to(torch.uint8) * KINDS[kind]
         columns = torch.arange(kinds.shape[1], device=kinds.device) + seen
         if not self.fixed_size:
-            self.kinds = _widen(self.kinds, seen + kinds.shape[1], self.block_size)
+            self.kinds = widen(self.kinds, seen + kinds.shape[1], self.block_size)
+            if self.capacity > (self.growths[-1][-1] if self.growths else 0):
+                self.growths.append((seen, seen + kinds.shape[1], self.capacity))
+        elif torch.compiler.is_compiling():
+            # Changing a number would compile each step anew.
+            self.fed = None
+        elif self.fed is not None:
+            self.fed += kinds.shape[1]
         self.kinds.scatter_(1, columns.expand_as(kinds), kinds)
         if self.logs_rows:
             self._log_rows(kinds, int(seen))
         self._log_steering(decision.steering, seen, kinds.shape[1])
 
+    def log_rows(self, wanted: bool) -> None:
+        """Begin or end a `row_log`."""
+        self.logs_rows, self.row_log = wanted, None
+
     def _log_rows(self, kinds: Tensor, seen: int) -> None:
         """Note `kinds (B, n)` as written, in rows that no beam search has reordered yet."""
         if self.row_log is None or len(self.row_log) != len(kinds):
             self.row_log = kinds.new_zeros(len(kinds), 0)
-        self.row_log = _widen(self.row_log, seen + kinds.shape[1], self.block_size)
+        self.row_log = widen(self.row_log, seen + kinds.shape[1], self.block_size)
         self.row_log[:, seen : seen + kinds.shape[1]] = kinds
 
     def _log_steering(self, steering: Tensor | None, seen: int | Tensor, number: int) -> None:
@@ -166,10 +181,10 @@ class SlotTable:
         if steering is None and self.steering_log is None:
             return
         if self.steering_log is None:
-            self.steering_log = self.steering.new_zeros(len(self.steering), 0, self.steering.shape[-1])
+            self.steering_log = self.steering[:, None][:, :0]
         if steering is not None:
-            self.steering = steering
-        self.steering_log = _widen(self.steering_log, seen + number, self.block_size)
+            self.steering = steering.detach()
+        self.steering_log = widen(self.steering_log, seen + number, self.block_size)
         self.steering_log[:, seen : seen + number] = self.steering[:, None]
 
     def kept_lengths(self) -> Tensor:
@@ -188,33 +203,55 @@ class SlotTable:
         found = torch.zeros(len(used), columns + 1, dtype=torch.bool, device=used.device)
         return found.scatter_(1, column, True)[:, :columns]
 
+    @persistent
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the table by `function` of them (reorder, repeat, select)."""
         for name in ("cursor", "valid", "column", "kinds", "steering", "steering_log"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, function(tensor))
+        self.drops = [(start, function(end)) for start, end in self.drops]
 
+    def note_drops(self, start: int, chosen_from: Tensor) -> None:
+        """Remember that a call from column `start` on dropped tokens, by a choice among `chosen_from (B, n)` bool."""
+        behind = torch.arange(1, chosen_from.shape[1] + 1, device=chosen_from.device) + start
+        self.drops.append((start, torch.where(chosen_from, behind, 0).amax(dim=-1)))
+
+    @persistent
     def crop(self, length: int) -> None:
-        """Forget the tokens from column `length` on, and what was decided about them."""
-        if length < self.crop_floor:
-            raise ValueError(
-                f"crop to {length} tokens reaches into a prompt of {self.crop_floor} tokens whose image tokens were "
-                "dropped: their selection would change. Crop less, or reset the cache and feed the shorter prompt."
-            )
-        if self.cursor is None:
-            return
-        slots = torch.arange(self.capacity, device=self.cursor.device)
-        stored = slots < self.cursor[:, None]
-        self.cursor = (stored & (self.column < length)).sum(dim=-1)
+        """Forget the tokens from column `length` on, at least one token staying, and all that they left behind."""
+        for start, end in self.drops:
+            if start < length < (behind := int(end.max())):
+                raise ValueError(
+                    f"crop to {length} tokens reaches into a prompt whose image tokens were dropped: the choice among "
+                    f"tokens {start} to {behind - 1} would have been another one. Crop to {start} tokens, to {behind} "
+                    "or more, or reset the cache and feed the shorter prompt."
+                )
+        self.drops = [(start, end) for start, end in self.drops if start < length]
+        stored = torch.arange(self.capacity, device=self.cursor.device) < self.cursor[:, None]
+        stored &= self.column < length
+        self.cursor = stored.sum(dim=-1)
+        self.length_bound = int(self.cursor.max())
+        self.has_padding = bool((stored & ~self.valid).any())
+        self._shrink(stored, length)
+        # Stale entries would point behind the mask of the next call.
+        self.column = (self.column * stored)[:, : self.capacity]
+        self.valid = (self.valid & stored)[:, : self.capacity]
+        self.kinds = self.kinds.clone()
         self.kinds[:, length:] = 0
         if self.steering_log is not None:
-            self.steering = self.steering_log[:, length - 1].clone() if length else torch.zeros_like(self.steering)
+            self.steering = self.steering_log[:, length - 1].clone()
 
-
-def _widen(tensor: Tensor, columns: int, block_size: int) -> Tensor:
-    """`tensor (B, T, ...)` with at least `columns` columns, new ones 0, grown by whole blocks."""
-    if columns <= tensor.shape[1]:
-        return tensor
-    missing = -(-columns // block_size) * block_size - tensor.shape[1]
-    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)
+    def _shrink(self, stored: Tensor, length: int) -> None:
+        """Take back the growth of calls that are forgotten; `stored (B, capacity)` are the slots that stay in use."""
+        grown = [growth for growth in self.growths if growth[0] < length]
+        if grown and grown[-1][1] > length:
+            # Of this call a part stays, which would have needed less.
+            start, _, _ = grown.pop()
+            before = stored & (self.column < start)
+            needed = before.sum(dim=-1).max() + (stored & ~before).sum(dim=-1).max()
+            capacity = -(-int(needed) // self.block_size) * self.block_size
+            if capacity > (grown[-1][-1] if grown else 0):
+                grown.append((start, length, capacity))
+        if grown:
+            self.growths, self.capacity = grown, grown[-1][-1]

@@ -14,6 +14,7 @@ LAYERS = {
     "functional": 0,
     "token_spans": 0,
     "slots": 0,
+    "storage": 0,
     "chat_template": 0,
     "files": 0,
     "errors": 0,

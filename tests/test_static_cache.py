@@ -85,7 +85,7 @@ def test_storage_of_fixed_size_is_checked_and_counted():
     assert cache.memory_bytes() == 5 * 2 * 4 * heads * 64 * width * 4
     with pytest.raises(ValueError, match="max_length"):
         SparseCache(model.config, max_length=0)
-    with pytest.raises(ValueError, match="9 more do not fit a SparseCache of max_length=8"), torch.no_grad():
+    with pytest.raises(ValueError, match="9 tokens do not fit a SparseCache of max_length=8"), torch.no_grad():
         model(input_ids=torch.tensor([words(9, 0)]), past_key_values=SparseCache(model.config, max_length=8))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from PIL import Image
 from transformers import LlavaProcessor
 
 from dynamic_llava.chat_template import ASSISTANT, SYSTEM_PROMPT, USER, chat_template, marker_ids, system_prompt_of
@@ -174,3 +175,32 @@ def test_picture_counts_must_match(processor: LlavaProcessor) -> None:
         encode_conversation(TURNS, processor.tokenizer, [64, 64])
     with pytest.raises(ValueError, match="1 <image> for 0 pictures"):
         expand_image_tokens("<image>", [])
+
+
+def said(turn: Turn, image: Image.Image | None) -> dict:
+    """A turn as a message of parts, its `<image>` a picture."""
+    parts = [{"type": "text", "text": turn.text.removeprefix("<image>\n")}]
+    if turn.text.startswith("<image>\n"):
+        parts.insert(0, {"type": "image", "image": image})
+    return {"role": turn.role, "content": parts}
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize("pictures", [0, 1, 2])
+def test_assistant_masks_are_the_labels(processor: LlavaProcessor, number: int, pictures: int) -> None:
+    image = Image.new("RGB", (64, 64), "red")
+    turns = [Turn(turn.role, turn.text.removeprefix("<image>\n")) for turn in TURNS[:number]]
+    for place in [0, 2][:pictures]:
+        if place < number:
+            turns[place] = Turn("user", f"<image>\n{turns[place].text}")
+    shown = sum(turn.text.startswith("<image>") for turn in turns)
+    encoded = processor.apply_chat_template(
+        [said(turn, image) for turn in turns],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=turns[-1].role == "user",
+    )
+    input_ids, labels = encode_conversation(turns, processor.tokenizer, [64] * shown, system=TINY_PROMPT)
+    assert encoded["input_ids"][0] == input_ids
+    assert encoded["assistant_masks"][0] == [int(label != IGNORE_INDEX) for label in labels]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, LlavaProcessor
 
 from dynamic_llava import DynamicLlavaConfig
-from dynamic_llava.chat_template import SYSTEM_PROMPT, needs_space_behind_image
+from dynamic_llava.chat_template import SYSTEM_PROMPT, chat_template, needs_space_behind_image
 from dynamic_llava.checkpoints.tokenizer import build_processor
 from dynamic_llava.data.conversation import Turn, encode_conversation, parse_turns, render_conversation
 from dynamic_llava.data.dataset import ConversationDataset
@@ -142,3 +142,20 @@ def test_a_tokenizer_without_the_end_token_is_refused(processor: LlavaProcessor,
     dataset = ConversationDataset([sample], "some.json", ".", foreign)
     with pytest.raises(ValueError, match=r"some\.json: sample 'greeting': tokenization mismatch"):
         dataset[0]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_assistant_masks_are_the_labels(legacy: bool, name: str) -> None:
+    """What trl's `assistant_only_loss` learns from the tokenizer's chat template is what LLaVA learns."""
+    tokenizer, turns = llama_tokenizer(legacy), parse_turns(CONVERSATIONS[name])
+    tokenizer.chat_template = chat_template()
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    encoded = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pictures = sum(turn.text.count("<image>") for turn in turns)
+    input_ids, labels = encode_conversation(turns, tokenizer, [1] * pictures)
+    # A tokenizer, unlike a processor, leaves the first token to the template.
+    assert encoded["input_ids"] == input_ids[1:]
+    assert encoded["assistant_masks"] == [int(label != IGNORE_INDEX) for label in labels[1:]]
