@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import LlavaConfig
 
+from .config_checks import MOST_LAYERS, check_model_values, config_errors
+from .files import read_json_object
 from .functional import check_estimator
+from .model_kinds import check_kind, is_published
 
-# `model_type` of LLaVA's and Dynamic-LLaVA's own code ("llava" is Hugging Face's too, which has a `text_config`).
-PUBLISHED_MODEL_TYPES = ("llava_llama", "llava", "dynamic_llava_llama")
 IMAGE_SELECTIONS = ("topk", "threshold")
 SPARSE_TRAINING = ("masked", "pruned")
 MASKED_KERNELS = ("auto", "triton", "blocked")
@@ -136,11 +137,6 @@ class SparsityConfig:
             )
 
 
-def is_published(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` is in the layout of LLaVA's own code, and not Hugging Face's."""
-    return config.get("model_type") in PUBLISHED_MODEL_TYPES and "text_config" not in config
-
-
 class DynamicLlavaConfig(LlavaConfig):
     """`LlavaConfig` with a `sparsity` section.
 
@@ -158,8 +154,8 @@ class DynamicLlavaConfig(LlavaConfig):
     published: dict | None = None
 
     def __post_init__(self, **kwargs):
-        if self.projector_layers < 1:
-            raise ValueError(f"projector_layers must be at least 1, got {self.projector_layers}.")
+        if not 1 <= self.projector_layers <= MOST_LAYERS:
+            raise ValueError(f"projector_layers must be from 1 to {MOST_LAYERS}, got {self.projector_layers}.")
         if not isinstance(self.sparsity, SparsityConfig):
             self.sparsity = SparsityConfig.from_dict(self.sparsity or {})
         super().__post_init__(**kwargs)
@@ -168,6 +164,7 @@ class DynamicLlavaConfig(LlavaConfig):
                 f"Dynamic-LLaVA needs a Llama decoder (LLaVA-1.5), got text_config.model_type="
                 f"{self.text_config.model_type!r}."
             )
+        check_model_values(self)
         self.sparsity.check_decoder(self.text_config.num_hidden_layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,9 +175,14 @@ class DynamicLlavaConfig(LlavaConfig):
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As `LlavaConfig.get_config_dict`; a stock LLaVA's counts as ours, which transformers would warn of."""
+        """As `LlavaConfig.get_config_dict`; a stock LLaVA's counts as ours, which transformers would warn of.
+
+        Raises:
+            ValueError: a model of another kind, which is named.
+        """
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
-        if config_dict.get("model_type") == LlavaConfig.model_type and not is_published(config_dict):
+        check_kind(config_dict, str(args[0] if args else "the configuration"))
+        if config_dict["model_type"] == LlavaConfig.model_type and not is_published(config_dict):
             config_dict = {**config_dict, "model_type": cls.model_type}
         return config_dict, kwargs
 
@@ -201,4 +203,15 @@ class DynamicLlavaConfig(LlavaConfig):
             config_dict = {**config_dict, "sparsity": asdict(changes)}
         elif changes:
             config_dict = {**config_dict, "sparsity": {**(config_dict.get("sparsity") or {}), **changes}}
-        return super().from_dict(config_dict, **kwargs)
+        with config_errors("config.json"):
+            return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As `LlavaConfig.from_pretrained`; a file that describes no model is a `ValueError` that names it."""
+        with config_errors(str(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file) -> dict[str, Any]:
+        return cls._decode_special_floats(read_json_object(json_file, "configuration"))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
+from .generation_file import read_generation_config, unset_idle
 from .model_card import write_model_card
+from .weight_checks import PREDICTORS, check_keys, check_weights, note_new
+from .weight_files import check_finite
 
 logger = logging.get_logger(__name__)
 
-PREDICTORS = ("image_predictor.", "output_predictor.", "instruct_predictor.")
+ADAPTER_CONFIG = "adapter_config.json"
+# Arguments with which transformers reads other files of a folder, or others than are there.
+_OTHER_FILES = ("gguf_file", "ignore_mismatched_sizes", "key_mapping", "state_dict", "subfolder", "use_safetensors")
 
 
 class DynamicLoadingMixin:
@@ -27,12 +32,32 @@ class DynamicLoadingMixin:
         `quantization_config` the predictors stay in the compute dtype.
 
         Raises:
-            ValueError: a weight other than a predictor's is missing or unknown, or a file is damaged.
+            ValueError: another kind of model; a weight other than a predictor's, or only some of a predictor's, are
+                missing; a weight is unknown, of another shape, no floating point number, NaN or infinite; a file is
+                damaged, or none that its place is for.
         """
         name = pretrained_model_name_or_path
+        if name is not None and Path(name).is_dir() and not kwargs.get("variant"):
+            cls._check_folder(Path(name), kwargs)
         model, info = _load_quietly(super().from_pretrained, str(name), name, *args, **kwargs)
-        _say_new(str(name), check_keys(str(name), info["missing_keys"], info["unexpected_keys"]))
+        note_new(str(name), _check_loaded(str(name), model, info))
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _check_folder(cls, folder: Path, kwargs: dict) -> None:
+        """Refuse what transformers would load in part, wait for, or end over in an error of its own."""
+        if (folder / ADAPTER_CONFIG).exists():
+            raise ValueError(
+                f"{folder} is a LoRA folder, not a whole model; load it with "
+                "dynamic_llava.checkpoints.load_adapter(folder, base=...)."
+            )
+        if any(kwargs.get(name) for name in _OTHER_FILES):
+            return
+        config = kwargs.get("config")
+        if config is None:
+            config, _ = cls.config_class.from_pretrained(folder, **{**kwargs, "return_unused_kwargs": True})
+        read_generation_config(folder)
+        check_weights(str(folder), cls, config, folder)
 
     @classmethod
     def from_state_dict(cls, state_dict: dict, config, name: str, **kwargs):
@@ -42,7 +67,7 @@ class DynamicLoadingMixin:
             name: what messages call the checkpoint.
         """
         model, info = _load_quietly(super().from_pretrained, name, None, config=config, state_dict=state_dict, **kwargs)
-        _say_new(name, check_keys(name, info["missing_keys"], info["unexpected_keys"]))
+        note_new(name, _check_loaded(name, model, info))
         # What a LoRA adapter notes as its base.
         model.name_or_path = name
         return model
@@ -52,6 +77,14 @@ class DynamicLoadingMixin:
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             write_model_card(save_directory, self.config)
+
+
+def _check_loaded(name: str, model, info: dict) -> list[str]:
+    """The predictors that are new; `ValueError` where other weights are, or where one is no finite number."""
+    new = check_keys(name, model.state_dict(), info["missing_keys"], info["unexpected_keys"])
+    check_finite(name, model.named_parameters())
+    unset_idle(model.generation_config)
+    return new
 
 
 def _load_quietly(load, name: str, *args, **kwargs):
@@ -85,42 +118,6 @@ def _spare_predictors(quantization):
     spared = quantization.llm_int8_skip_modules or ["lm_head"]
     quantization.llm_int8_skip_modules = [*spared, *(name.rstrip(".") for name in PREDICTORS)]
     return quantization
-
-
-def check_keys(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> list[str]:
-    """Predictors alone may be missing; returns these.
-
-    Raises:
-        ValueError: another weight is missing, or one is unknown; lists them.
-    """
-    new = sorted(key for key in missing if any(name in key for name in PREDICTORS))
-    lost = sorted(set(missing) - set(new))
-    unknown = sorted(unexpected)
-    if lost or unknown:
-        raise ValueError(
-            f"{source} does not hold a whole Dynamic-LLaVA or LLaVA-1.5 checkpoint: "
-            f"missing {_some(lost)}; unknown {_some(unknown)}. "
-            "Check that the copy is whole and that its config.json belongs to it."
-        )
-    return new
-
-
-def _say_new(source: str, new: list[str]) -> None:
-    if new:
-        logger.warning(
-            f"{source} holds no {' and '.join(sorted({_predictor(key) for key in new}))}: new ones were initialised. "
-            "Train them (python -m dynamic_llava.train) before dropping tokens."
-        )
-
-
-def _predictor(key: str) -> str:
-    return next(name.rstrip(".") for name in PREDICTORS if name in key)
-
-
-def _some(keys: list[str], most: int = 8) -> str:
-    if not keys:
-        return "nothing"
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def register_key_renaming(model_type: str, class_name: str, base_class_name: str) -> None:

@@ -1,53 +1,115 @@
-"""LoRA folders (peft): adapters on the decoder's linear layers, predictors trained in full."""
+"""LoRA folders (adapters of the decoder, predictors in full), and loading any checkpoint by what it is."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from ..configuration_dynamic_llava import DynamicLlavaConfig
-from .source import ADAPTER_CONFIG, find_folder, is_adapter, read_json
+from torch import nn
+
+from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..model_kinds import check_kind
+from ..weight_checks import check_keys, note_new, noting_new
+from ..weight_files import TensorInfo
+from .adapter_files import FULL_WEIGHTS, AdapterFiles, adapt, check_adapter, lora_weights, read_adapter, take_full
+from .keys import own_name
+from .load import load_source, load_whole
+from .source import CheckpointSource, adapter_chain, base_of, find_folder, is_adapter, open_source
+from .tokenizer import has_tokenizer
+
+
+def load_checkpoint(name: str | Path, vision_tower: str | Path | None = None, base: str | Path | None = None, **kwargs):
+    """Load any checkpoint as a Dynamic-LLaVA: ours, Hugging Face's, published, or a LoRA folder.
+
+    Args:
+        name: folder or repository, also `repository@revision`.
+        vision_tower: see `load_published`; of the base, for a LoRA folder.
+        base: see `load_adapter`.
+        kwargs: as in `from_pretrained`; `sparsity` as in `load_published`.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or a part of it is not there.
+        ValueError: as `load_published` and `load_adapter`; also `vision_tower` or `base` where it has no effect.
+    """
+    if is_adapter(find_folder(name)):
+        return load_adapter(name, base, merge=True, vision_tower=vision_tower, **kwargs)
+    if base is not None:
+        raise ValueError(f"{name} is a whole model, not a LoRA folder: base={str(base)!r} has no effect; leave it out.")
+    return load_whole(name, vision_tower, **kwargs)
 
 
 def load_adapter(folder: str | Path, base: str | Path | None = None, merge: bool = False, **kwargs):
-    """Load a LoRA folder on its base.
+    """Load a LoRA folder, of peft or of LLaVA's own code, on its base.
 
     Args:
         folder: folder or repository with `adapter_config.json`, and the `config.json` that `save_adapter` writes.
-        base: checkpoint that the adapter was trained on, any layout; None takes the one it names.
+        base: checkpoint that the adapter was trained on, any layout, a LoRA folder too; None takes the one it names.
+            LLaVA's own LoRA, which holds its projector, may have a plain Llama.
         merge: fold the adapter into the weights and return the plain model.
-        kwargs: as in `load_checkpoint`, for the base.
+        kwargs: as in `load_checkpoint`, for the base; `sparsity` goes on top of the adapter's.
 
     Returns:
         `PeftModel`, or a `DynamicLlavaForConditionalGeneration` with `merge`.
 
     Raises:
-        FileNotFoundError: no such folder, or its base is not there.
-        ValueError: not a LoRA folder.
+        FileNotFoundError: no such folder, no weights in it, or its base is not there.
+        ValueError: not a LoRA folder; weights that are missing, unknown, misshapen, NaN or infinite.
     """
-    from peft import PeftModel
+    # Every base is there, and none is its own.
+    deque(adapter_chain(folder, base), maxlen=0)
+    files = read_adapter(folder)
+    kwargs["sparsity"] = _sparsity(files, kwargs.get("sparsity"))
+    with noting_new() as new:
+        model = _load_base(files, base or base_of(files.folder), **kwargs)
+    adapted = adapt(model, files)
+    # What the adapter brings is not new, and it brings the whole of a predictor or nothing.
+    note_new(files.name, check_keys(files.name, new, set(new) - files.weights.keys() - files.full.keys(), ()))
+    if not merge:
+        return adapted.eval()
+    merged = adapted.merge_and_unload().eval()
+    merged.name_or_path = files.name
+    return merged
 
-    from .load import load_checkpoint
 
-    found = find_folder(folder)
-    if not is_adapter(found):
-        raise ValueError(f"{folder} holds no {ADAPTER_CONFIG}; it is not a LoRA folder.")
-    named = read_json(found / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if base is None and not named:
-        raise FileNotFoundError(f"{folder} names no base model; pass base=, the checkpoint it was trained on.")
-    if "sparsity" not in kwargs and (found / "config.json").is_file():
-        kwargs["sparsity"] = asdict(DynamicLlavaConfig.from_pretrained(found).sparsity)
-    try:
-        model = load_checkpoint(base or named, **kwargs)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"The base {str(base or named)!r} of the LoRA {folder} is not there; pass base=, where it is now."
-        ) from error
-    adapted = PeftModel.from_pretrained(model, found)
-    return adapted.merge_and_unload() if merge else adapted.eval()
+def check_resumed(model, folder: str | Path) -> None:
+    """`ValueError` unless a LoRA folder holds all adapters and predictors of the `PeftModel` that goes on from it."""
+    # Ranks of ZeRO-3 hold parts, so that shapes say nothing here.
+    check_adapter(read_adapter(folder), lora_weights(model), shapes=False)
 
 
 def save_adapter(model, folder: str | Path) -> None:
     """Save a `PeftModel` on Dynamic-LLaVA: adapter, predictors, and the configuration that `load_adapter` needs."""
     model.save_pretrained(folder)
     model.get_base_model().config.save_pretrained(folder)
+
+
+def _sparsity(files: AdapterFiles, changes: dict[str, Any] | SparsityConfig | None) -> Any:
+    """The sparsity that an adapter was trained with, `changes` on top; a published one is read with its base."""
+    if files.config is None or files.published or isinstance(changes, SparsityConfig):
+        return changes
+    return {**asdict(DynamicLlavaConfig.from_pretrained(files.folder).sparsity), **(changes or {})}
+
+
+def _load_base(files: AdapterFiles, base: str | Path, **kwargs) -> nn.Module:
+    if is_adapter(find_folder(base)):
+        model = load_adapter(base, merge=True, **kwargs)
+    elif files.published:
+        return load_source(_with_base(files, open_source(base, any_kind=True)), **kwargs)
+    else:
+        model = load_whole(base, **kwargs)
+    take_full(model, files)
+    return model
+
+
+def _with_base(files: AdapterFiles, base: CheckpointSource) -> CheckpointSource:
+    """The published checkpoint that LLaVA's own LoRA makes with its base: the base with its full weights."""
+    if base.config.get("model_type") != "llama":
+        check_kind(base.config, base.name)
+    tensors = {key: info for key, info in base.tensors.items() if own_name(key) not in files.full}
+    full = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in files.full.items()}
+    where = base.where | dict.fromkeys(full, files.folder / FULL_WEIGHTS)
+    # The image token is that of the tokenizer, which may be the base's.
+    folder = files.folder if has_tokenizer(files.folder) else base.folder
+    return CheckpointSource(files.name, folder, files.config, base.files, tensors | full, where, files.full)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,68 +10,22 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig
 
-from ..configuration_dynamic_llava import DynamicLlavaConfig, is_published
-from ..loading import PREDICTORS
+from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..generation_file import read_generation_config
 from ..model_card import write_model_card
-from .keys import from_hugging_face, is_buffer, to_hugging_face, to_published
-from .load import check_tensors, load_processor, our_tensors, published_model_config
+from ..weight_checks import PREDICTORS
+from ..weight_files import TensorInfo
+from .keys import to_hugging_face, to_published
+from .load import load_processor
+from .opened import Checkpoint, open_checkpoint
 from .published_config import to_published_config
-from .source import CheckpointSource, TensorInfo, open_source
-from .tokenizer import copy_tokenizer, has_tokenizer
+from .source import adapter_chain
+from .tokenizer import copy_tokenizer, has_tokenizer, is_complete
 from .write import atomic_folder, write_json, write_weights
 
 LAYOUTS = ("ours", "published", "llava-hf")
 # A vocabulary is widened to a multiple of this where the image token needs a row, as the hub's checkpoints are.
 VOCABULARY_MULTIPLE = 64
-
-
-@dataclass
-class Checkpoint:
-    """A checkpoint of any layout: where each weight is stored, by our name, and the predictors that are missing."""
-
-    source: CheckpointSource
-    config: DynamicLlavaConfig
-    stored: dict[str, tuple[CheckpointSource, str]]
-    new: list[str]
-    published: bool
-
-    def info(self, own: str) -> TensorInfo:
-        """Shape and dtype of a weight."""
-        part, key = self.stored[own]
-        return part.tensors[key]
-
-    def close(self) -> None:
-        """Let go of the files that have been read."""
-        for part, _ in self.stored.values():
-            part.close()
-
-    def read(self, own: str) -> Tensor:
-        """A weight, read now."""
-        part, key = self.stored[own]
-        return part.read(key)
-
-
-def open_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> Checkpoint:
-    """Open a checkpoint of any layout and check that it is whole.
-
-    Raises:
-        ValueError, FileNotFoundError: as `load_published`.
-    """
-    source = open_source(name)
-    published = is_published(source.config)
-    if published:
-        config = published_model_config(source, vision_tower)
-        stored = our_tensors(source, vision_tower)
-    else:
-        if source.config.get("model_type") not in (LlavaConfig.model_type, DynamicLlavaConfig.model_type):
-            raise ValueError(
-                f"{name} is a {source.config.get('model_type')!r} model; LLaVA-1.5 and Dynamic-LLaVA are known, in the "
-                "layouts of Hugging Face and of LLaVA's own code."
-            )
-        config = DynamicLlavaConfig.from_dict(source.config)
-        stored = {from_hugging_face(key): (source, key) for key in source.tensors if not is_buffer(key)}
-    new = check_tensors(source.name, config, {own: part.tensors[key] for own, (part, key) in stored.items()})
-    return Checkpoint(source, config, stored, new, published)
 
 
 def convert(
@@ -83,25 +36,27 @@ def convert(
     max_shard_bytes: int = 2 << 30,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
+    base: str | Path | None = None,
 ) -> None:
     """Write the checkpoint `source` to the folder `target` in another layout, with one shard in memory at a time.
 
     Args:
-        source: folder or repository in any layout.
+        source: folder or repository in any layout; a LoRA folder is merged first, in memory.
         target: new folder; nothing is there until all of it is.
         to: of `LAYOUTS`.
         vision_tower: see `load_published`.
         max_shard_bytes: size of a weight file.
         overwrite: replace `target`.
         say: gets a line for each thing the reader should know.
+        base: see `load_adapter`.
 
     Raises:
-        ValueError, FileNotFoundError: as `load_published`; also a layout that cannot hold the model.
+        ValueError, FileNotFoundError: as `load_checkpoint`; also a layout that cannot hold the model.
         FileExistsError, OSError: see `write.atomic_folder`.
     """
     if to not in LAYOUTS:
         raise ValueError(f"Unknown layout {to!r}; use one of {', '.join(LAYOUTS)}.")
-    checkpoint = open_checkpoint(source, vision_tower)
+    checkpoint = open_checkpoint(source, vision_tower, base)
     config = checkpoint.config
     names = _target_names(checkpoint, to)
     tensors = {target: checkpoint.info(own) for own, target in names.items()}
@@ -147,6 +102,9 @@ def _widen_vocabulary(
         return
     wider = -(-(config.image_token_index + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     for key in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        if key not in tensors:
+            # Tied to the embeddings.
+            continue
         info = tensors[key]
         tensors[key] = TensorInfo((wider, *info.shape[1:]), info.dtype)
         readers[key] = partial(_with_mean_rows, readers[key], wider)
@@ -162,24 +120,25 @@ def _with_mean_rows(read: Callable[[], Tensor], rows: int) -> Tensor:
 def _write_tokenizer(
     checkpoint: Checkpoint, folder: Path, to: str, vision_tower: str | Path | None, say: Callable[[str], None]
 ) -> None:
-    source = checkpoint.source.folder
-    if not has_tokenizer(source):
-        say(f"{checkpoint.source.name} holds no tokenizer (tokenizer.json or tokenizer.model): none was written.")
-        return
-    if not checkpoint.published or to == "published":
-        copy_tokenizer(source, folder)
-        return
-    load_processor(source, vision_tower).save_pretrained(folder)
+    name = checkpoint.source.name
+    found = next((part for part in adapter_chain(name) if has_tokenizer(part)), None)
+    if found is None:
+        say(f"{name} holds no tokenizer (tokenizer.json or tokenizer.model): none was written.")
+    elif to == "published" or (checkpoint.layout == "hugging face" and is_complete(found)):
+        copy_tokenizer(found, folder)
+    else:
+        load_processor(name, vision_tower).save_pretrained(folder)
 
 
 def _write_config(checkpoint: Checkpoint, folder: Path, to: str) -> None:
     """Last of all: a folder without it does not load."""
     config = checkpoint.config
-    if not (folder / "generation_config.json").is_file():
-        text = config.text_config
-        GenerationConfig(
-            bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
-        ).save_pretrained(folder)
+    text = config.text_config
+    found = (read_generation_config(part) for part in adapter_chain(checkpoint.source.name))
+    generation = next((item for item in found if item is not None), None) or GenerationConfig(
+        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+    )
+    generation.save_pretrained(folder)
     if to == "published":
         values = to_published_config(config)
         if values["mm_vision_tower"] == "vision_tower":

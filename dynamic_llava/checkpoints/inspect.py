@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,41 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from .convert import open_checkpoint
-from .source import ADAPTER_CONFIG, find_folder, is_adapter, read_json
+from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..model_kinds import is_published
+from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
+from ..weight_checks import PREDICTORS
+from ..weight_files import TensorInfo
+from .adapter_files import FULL_WEIGHTS, adapt, read_adapter, take_full
+from .load import published_model_config
+from .opened import open_checkpoint
+from .source import CheckpointSource, adapter_chain, find_folder, is_adapter, open_source, read_config_file
 
 
 def inspect_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> dict[str, Any]:
-    """Facts of a checkpoint, from its configuration and the headers of its files.
+    """Facts of a checkpoint, all of whose weights are read once, to see that they are numbers.
 
     Returns:
         `layout`, `files`, `parameters`, `dtypes`, `decoder`, `vision_tower`, `projector_layers`, `image_token`,
-        `sparsity`, `new` (weights that loading would initialise); for a LoRA folder `layout` and `base`.
+        `sparsity`, `new` (weights that loading would initialise); for a LoRA folder `layout`, `base`
+        (which is not read), `files`, `rank`, `alpha`, `parameters`, `dtypes` and `predictors`, those that it brings.
 
     Raises:
-        ValueError, FileNotFoundError: as `load_published`, with what is missing or wrong.
+        ValueError, FileNotFoundError: as `load_checkpoint`, with what is missing or wrong.
     """
-    folder = find_folder(name)
-    if is_adapter(folder):
-        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        return {"layout": "LoRA (peft)", "base": base}
+    if is_adapter(find_folder(name)):
+        return _inspect_adapter(name, vision_tower)
     checkpoint = open_checkpoint(name, vision_tower)
     config, source = checkpoint.config, checkpoint.source
     text, vision = config.text_config, config.vision_config
-    sizes = Counter()
-    for info in map(checkpoint.info, checkpoint.stored):
-        sizes[str(info.dtype).removeprefix("torch.")] += torch.Size(info.shape).numel()
+    try:
+        for own in checkpoint.stored:
+            checkpoint.read(own)
+    finally:
+        checkpoint.close()
+    sizes = _sizes(checkpoint.info(own) for own in checkpoint.stored)
     predictors = any("_predictor." in key for key in checkpoint.stored)
-    kind = "published" if checkpoint.published else "Hugging Face"
+    kind = {"hugging face": "Hugging Face"}.get(checkpoint.layout, checkpoint.layout)
     return {
         "layout": f"{kind} ({source.config['model_type']})",
         "model": "Dynamic-LLaVA" if predictors else "LLaVA",
@@ -51,6 +61,44 @@ def inspect_checkpoint(name: str | Path, vision_tower: str | Path | None = None)
         "sparsity": asdict(config.sparsity),
         "new": checkpoint.new,
     }
+
+
+def _inspect_adapter(name: str | Path, vision_tower: str | Path | None) -> dict[str, Any]:
+    """Facts of a LoRA folder, whose weights are checked against a model without weights."""
+    files = read_adapter(name)
+    described = next((part for part in adapter_chain(name) if (part / "config.json").exists()), files.folder)
+    if files.published:
+        source = CheckpointSource(files.name, files.folder, files.config, [], {}, {})
+        config = published_model_config(source, vision_tower)
+    elif is_published(read_config_file(described, name)):
+        config = published_model_config(open_source(described), vision_tower)
+    else:
+        config = DynamicLlavaConfig.from_pretrained(described)
+    with torch.device("meta"):
+        model = DynamicLlavaForConditionalGeneration(config)
+        take_full(model, files)
+        adapt(model, files, load=False)
+    held = files.weights | files.full
+    sizes = _sizes(TensorInfo(tuple(value.shape), value.dtype) for value in held.values())
+    full = [FULL_WEIGHTS] if files.full else []
+    return {
+        "layout": f"LoRA ({'LLaVA' if files.published else 'peft'})",
+        "base": files.settings.get("base_model_name_or_path"),
+        "files": [files.file.name, *full],
+        "rank": files.settings.get("r"),
+        "alpha": files.settings.get("lora_alpha"),
+        "parameters": sum(sizes.values()),
+        "dtypes": dict(sizes),
+        "predictors": [part.rstrip(".") for part in PREDICTORS if any(part in key for key in held)],
+    }
+
+
+def _sizes(infos: Iterable[TensorInfo]) -> Counter:
+    """Number of parameters of each dtype."""
+    sizes = Counter()
+    for info in infos:
+        sizes[str(info.dtype).removeprefix("torch.")] += torch.Size(info.shape).numel()
+    return sizes
 
 
 def facts_table(name: str, facts: dict[str, Any]) -> Table:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import re
 
-DECODER = "model.language_model."
-TOWER = "model.vision_tower."
-PROJECTOR = "model.multi_modal_projector."
+from ..parameter_names import DECODER, PROJECTOR, TOWER, from_hugging_face
+
 PUBLISHED_TOWER = "model.vision_tower.vision_tower.vision_model."
 
-# Buffers that old checkpoints hold and models compute themselves.
-_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 # Published name of each predictor, and ours.
 _PREDICTORS = {
     "image_score_predictor": "image_predictor",
@@ -26,19 +23,15 @@ _BLOCK_NAMES = ((".attn.qkv.", ".qkv."), (".attn.proj.", ".proj."), (".mlp.fc1."
 _DOWN_LAYERS = 3
 
 
-def is_buffer(key: str) -> bool:
-    """Whether `key` names a buffer that need not be loaded."""
-    return bool(_BUFFERS.search(key))
-
-
 def from_published(key: str) -> str:
     """Our name of a published parameter; names that are the same, or unknown, come back as they are."""
     if key.startswith("model.vision_tower.vision_tower."):
         return TOWER + key.removeprefix("model.vision_tower.vision_tower.").removeprefix("vision_model.")
     if key.startswith("model.mm_projector."):
         rest = key.removeprefix("model.mm_projector.")
-        number, _, name = rest.rpartition(".")
-        return f"{PROJECTOR}linear_{int(number or 0) // 2 + 1}.{name}"
+        number, _, name = (rest if "." in rest else f"0.{rest}").partition(".")
+        # Its odd members are activations.
+        return f"{PROJECTOR}linear_{int(number) // 2 + 1}.{name}" if re.fullmatch(r"\d*[02468]", number) else key
     for theirs, own in _PREDICTORS.items():
         if key.startswith(f"model.{theirs}."):
             rest = key.removeprefix(f"model.{theirs}.")
@@ -46,6 +39,11 @@ def from_published(key: str) -> str:
     if key.startswith(("model.embed_tokens.", "model.layers.", "model.norm.")):
         return DECODER + key.removeprefix("model.")
     return key
+
+
+def own_name(key: str) -> str:
+    """Our name of a parameter in any layout."""
+    return from_hugging_face(from_published(key))
 
 
 def to_published(key: str, projector_layers: int) -> str:
@@ -66,22 +64,6 @@ def to_published(key: str, projector_layers: int) -> str:
     return "model." + key.removeprefix(DECODER) if key.startswith(DECODER) else key
 
 
-def from_hugging_face(key: str) -> str:
-    """Our name of a parameter in `saved` or `llava-hf` names, old or new."""
-    for theirs, own in (
-        ("language_model.model.", DECODER),
-        ("language_model.lm_head.", "lm_head."),
-        ("language_model.", DECODER),
-        ("vision_tower.vision_model.", TOWER),
-        ("model.vision_tower.vision_model.", TOWER),
-        ("vision_tower.", TOWER),
-        ("multi_modal_projector.", PROJECTOR),
-    ):
-        if key.startswith(theirs):
-            return own + key.removeprefix(theirs)
-    return key
-
-
 def to_hugging_face(key: str, tower_prefix: str) -> str:
     """`saved` names with `tower_prefix="vision_tower."`, `llava-hf` with `vision_tower.vision_model.`."""
     for own, theirs in (
@@ -97,7 +79,9 @@ def to_hugging_face(key: str, tower_prefix: str) -> str:
 
 def _predictor_from_published(key: str, images: bool) -> str:
     if key.startswith("output_mlp.") and not images:
-        index, name = key.removeprefix("output_mlp.").split(".", 1)
+        index, _, name = key.removeprefix("output_mlp.").partition(".")
+        if not re.fullmatch(r"\d{1,3}", index):
+            return key
         down = int(index) < _DOWN_LAYERS
         return f"down.{index}.{name}" if down else f"head.{int(index) - _DOWN_LAYERS}.{name}"
     if key.startswith("down_mlp."):

@@ -1,4 +1,4 @@
-"""Loading published checkpoints, and any checkpoint by what it is."""
+"""Loading whole checkpoints of any layout, and their processors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, LlavaProcessor
+from transformers import LlavaProcessor
 from transformers.utils import logging
 
-from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig, is_published
-from ..loading import check_keys
+from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
-from .keys import PUBLISHED_TOWER, TOWER, from_published, is_buffer
+from ..parameter_names import EMBEDDINGS, HEAD, TOWER
+from ..weight_checks import by_own_name, check_tensors, model_weights
+from ..weight_files import some
+from .keys import own_name
 from .published_config import read_config
-from .source import ADAPTER_CONFIG, CheckpointSource, TensorInfo, find_folder, is_adapter, open_source, read_json
-from .tokenizer import build_processor, has_tokenizer, image_settings_of, image_token_of
+from .source import CheckpointSource, adapter_chain, find_folder, is_adapter, open_source, read_config_file
+from .tokenizer import build_processor, has_tokenizer, image_settings_of, image_token_of, own_processor
 from .tower import has_tower, tower_folder
 
 logger = logging.get_logger(__name__)
 
+OWN_TOWER = (
+    "{name} holds its vision tower, as all in Hugging Face's layout do: vision_tower={tower!r} has no effect; "
+    "leave it out."
+)
 CLIP_TEXT_KEYS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
@@ -47,13 +54,24 @@ def load_published(
         FileNotFoundError: no such checkpoint, a missing shard, or a tower that cannot be had.
         ValueError: another kind of model, missing or unknown or misshapen weights, a damaged file.
     """
-    source = open_source(folder_or_repo)
+    return load_source(open_source(folder_or_repo), vision_tower, dtype, sparsity, **from_pretrained_kwargs)
+
+
+def load_source(
+    source: CheckpointSource,
+    vision_tower: str | Path | None = None,
+    dtype: str | torch.dtype | None = None,
+    sparsity: dict[str, Any] | SparsityConfig | None = None,
+    **from_pretrained_kwargs,
+) -> DynamicLlavaForConditionalGeneration:
+    """The model of a published checkpoint that is open; as `load_published`."""
     config = published_model_config(source, vision_tower, sparsity)
     stored = our_tensors(source, vision_tower)
-    check_tensors(source.name, config, {own: part.tensors[key] for own, (part, key) in stored.items()})
+    infos = {own: part.tensors[key] for own, (part, key) in stored.items()}
+    check_tensors(source.name, model_weights(DynamicLlavaForConditionalGeneration, config), infos)
     state = {own: part.lazy(key) for own, (part, key) in stored.items()}
     if dtype is None:
-        dtype = "auto" if config.dtype is not None else source.tensors["lm_head.weight"].dtype
+        dtype = "auto" if config.dtype is not None else infos[EMBEDDINGS].dtype
     return DynamicLlavaForConditionalGeneration.from_state_dict(
         state, config, source.name, dtype=dtype, **from_pretrained_kwargs
     )
@@ -73,36 +91,16 @@ def published_model_config(
 def our_tensors(source: CheckpointSource, vision_tower: str | Path | None) -> dict[str, tuple[CheckpointSource, str]]:
     """Where a published checkpoint or its tower holds each weight, by our name."""
     inside = has_tower(source) and vision_tower is None
-    stored = {
-        from_published(key): (source, key)
-        for key in source.tensors
-        if not is_buffer(key) and (inside or not key.startswith(PUBLISHED_TOWER))
-    }
+    pairs = [(own_name(key), key) for key in source.tensors]
+    own = by_own_name(source.name, (pair for pair in pairs if inside or not pair[0].startswith(TOWER)))
+    stored = {name: (source, key) for name, key in own.items()}
     if not inside:
-        tower = open_source(tower_folder(source, vision_tower, weights=True))
+        tower = open_source(tower_folder(source, vision_tower, weights=True), any_kind=True)
         # A whole CLIP model has a text side too.
-        keys = (key for key in tower.tensors if not key.startswith(CLIP_TEXT_KEYS) and not is_buffer(key))
-        stored.update({TOWER + key.removeprefix("vision_model."): (tower, key) for key in keys})
+        keys = (key for key in tower.tensors if not key.startswith(CLIP_TEXT_KEYS))
+        own = by_own_name(tower.name, ((TOWER + key.removeprefix("vision_model."), key) for key in keys))
+        stored.update({name: (tower, key) for name, key in own.items()})
     return stored
-
-
-def check_tensors(name: str, config: DynamicLlavaConfig, tensors: dict[str, TensorInfo]) -> list[str]:
-    """`ValueError` unless `tensors` are those of a model of `config`, predictors aside; the missing predictors."""
-    with torch.device("meta"):
-        expected = DynamicLlavaForConditionalGeneration(config).state_dict()
-    wrong = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in tensors and tuple(value.shape) != tensors[key].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(
-            f"{name}: weights of another shape than config.json says: {'; '.join(wrong[:8])}{more}. "
-            "Check that config.json (and vision_tower) belong to these weights."
-        )
-    missing = expected.keys() - tensors.keys()
-    return check_keys(name, missing, tensors.keys() - expected.keys())
 
 
 def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> LlavaProcessor:
@@ -111,15 +109,20 @@ def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> 
     Raises:
         FileNotFoundError: no such checkpoint, or one without a tokenizer.
     """
-    folder = find_folder(name, weights=False)
-    if is_adapter(folder) and not has_tokenizer(folder):
-        return load_processor(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"], vision_tower)
-    if not has_tokenizer(folder):
+    # A LoRA folder may leave its tokenizer to its base, and its configuration too.
+    folder = next((part for part in adapter_chain(name) if has_tokenizer(part)), None)
+    if folder is None:
         raise FileNotFoundError(f"{name} holds no tokenizer (tokenizer.json or tokenizer.model); copy it there.")
-    if is_adapter(folder) or not is_published(read_json(folder / "config.json")):
-        return AutoProcessor.from_pretrained(folder)
-    source = open_source(name)
-    settings = image_settings_of(folder)
+    described = next((part for part in adapter_chain(name) if (part / "config.json").exists()), folder)
+    if not is_published(read_config_file(described, name)):
+        if vision_tower is not None:
+            raise ValueError(OWN_TOWER.format(name=name, tower=vision_tower))
+        return own_processor(folder, DynamicLlavaConfig.from_pretrained(described))
+    if is_adapter(described):
+        source = CheckpointSource(str(name), folder, read_config_file(described, name), [], {}, {})
+    else:
+        source = open_source(described)
+    settings = None if vision_tower else image_settings_of(folder)
     if settings is None:
         try:
             settings = image_settings_of(tower_folder(source, vision_tower))
@@ -128,23 +131,29 @@ def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> 
     return build_processor(folder, published_model_config(source, vision_tower), settings)
 
 
-def load_checkpoint(name: str | Path, vision_tower: str | Path | None = None, **kwargs):
-    """Load any checkpoint as a Dynamic-LLaVA: ours, Hugging Face's, published, or a LoRA folder.
-
-    Args:
-        name: folder or repository, also `repository@revision`.
-        vision_tower: see `load_published`.
-        kwargs: as in `from_pretrained`; `sparsity` as in `load_published`.
-    """
+def load_whole(
+    name: str | Path, vision_tower: str | Path | None = None, **kwargs
+) -> DynamicLlavaForConditionalGeneration:
+    """Load a checkpoint of any layout but a LoRA folder; arguments as `adapters.load_checkpoint`."""
     folder = find_folder(name)
-    if is_adapter(folder):
-        # Adapters load their base through this function.
-        from .adapters import load_adapter
-
-        return load_adapter(folder, merge=True, **kwargs)
-    if is_published(read_json(folder / "config.json")):
+    if is_published(read_config_file(folder, name)):
         return load_published(name, vision_tower=vision_tower, **kwargs)
+    if vision_tower is not None:
+        raise ValueError(OWN_TOWER.format(name=name, tower=vision_tower))
     model = DynamicLlavaForConditionalGeneration.from_pretrained(folder, **kwargs)
     # Adapters of it name their base by what was asked for, not by where it was downloaded to.
     model.name_or_path = str(name)
     return model
+
+
+def load_weights(model: DynamicLlavaForConditionalGeneration, folder: str | Path) -> None:
+    """Copy the weights of a checkpoint in our layout into `model`; `ValueError` unless it holds all of them."""
+    source = open_source(folder)
+    own = by_own_name(source.name, ((own_name(key), key) for key in source.tensors))
+    expected = model.state_dict()
+    if model.config.tie_word_embeddings:
+        expected.pop(HEAD)
+    new = check_tensors(source.name, expected, {name: source.tensors[key] for name, key in own.items()})
+    if new:
+        raise ValueError(f"{folder} does not hold {some(new)}; go on from another checkpoint.")
+    model.load_state_dict({name: source.read(key) for name, key in own.items()}, strict=False)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .adapters import load_adapter
-from .source import find_folder
-from .tokenizer import copy_tokenizer
-from .write import atomic_folder
+from .convert import convert
+from .source import ADAPTER_CONFIG, find_folder, is_adapter
 
 
 def merge_adapter(
     adapter: str | Path, target: str | Path, base: str | Path | None = None, overwrite: bool = False
 ) -> None:
-    """Write the merged model of a LoRA folder to `target` in our layout, with the processor where the LoRA has one.
+    """Write the merged model of a LoRA folder to `target` in our layout, with the processor where there is one.
 
     Raises:
         ValueError, FileNotFoundError: as `load_adapter`.
         FileExistsError, OSError: see `write.atomic_folder`.
     """
-    model = load_adapter(adapter, base, merge=True)
-    needed = sum(parameter.nbytes for parameter in model.parameters())
-    with atomic_folder(Path(target), needed, overwrite) as folder:
-        copy_tokenizer(find_folder(adapter), folder)
-        model.save_pretrained(folder)
+    if not is_adapter(find_folder(adapter)):
+        raise ValueError(f"{adapter} holds no {ADAPTER_CONFIG}; it is not a LoRA folder.")
+    convert(adapter, target, "ours", overwrite=overwrite, base=base)
     print(f"wrote {target}")

@@ -10,7 +10,9 @@ from typing import Any
 from transformers import LlamaConfig
 from transformers.utils import logging
 
-from ..configuration_dynamic_llava import PUBLISHED_MODEL_TYPES, DynamicLlavaConfig, SparsityConfig, is_published
+from ..config_checks import config_errors
+from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..model_kinds import check_kind, is_published
 from .source import CheckpointSource
 from .tower import tower_config
 
@@ -52,8 +54,15 @@ def read_config(
         ValueError: not a LLaVA on Llama, or a part of LLaVA that LLaVA-1.5 does not have.
         FileNotFoundError: the tower is not in the checkpoint, and its folder or repository cannot be had.
     """
-    config = source.config
     check_supported(source)
+    with config_errors(f"config.json of {source.name}"):
+        return _read_config(source, vision_tower, sparsity or {})
+
+
+def _read_config(
+    source: CheckpointSource, vision_tower: str | Path | None, sparsity: dict[str, Any]
+) -> DynamicLlavaConfig:
+    config = source.config
     text_keys = set(LlamaConfig().to_dict()) | {"rope_theta", "rope_scaling"}
     extra = {key: value for key, value in config.items() if key not in text_keys}
     unknown = sorted(key for key in extra if not _LLAVA_KEYS.match(key))
@@ -63,10 +72,11 @@ def read_config(
     text = LlamaConfig(**_text_config(config))
     vision = tower_config(source, vision_tower)
     ours = config.get("dynamic_llava") or {}
-    values = DynamicLlavaConfig(
+    dtype = config.get("torch_dtype") or config.get("dtype")
+    return DynamicLlavaConfig(
         text_config=text,
         vision_config=vision,
-        sparsity=SparsityConfig.from_dict({**_sparsity(config), **(sparsity or {})}),
+        sparsity=SparsityConfig.from_dict({**_sparsity(config), **sparsity}),
         projector_layers=projector_layers(config),
         image_token_index=ours.get("image_token_index", text.vocab_size),
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
@@ -74,31 +84,21 @@ def read_config(
         vision_feature_select_strategy=_select_strategy(config),
         published=extra,
         pad_token_id=config.get("pad_token_id"),
+        **({"dtype": dtype} if dtype else {}),
     )
-    dtype = config.get("torch_dtype") or config.get("dtype")
-    if dtype:
-        values.dtype = dtype
-    return values
 
 
 def check_supported(source: CheckpointSource) -> None:
     """`ValueError` unless `source` is a published LLaVA-1.5 or Dynamic-LLaVA."""
     config, name = source.config, source.name
+    check_kind(config, name)
     if not is_published(config):
-        kind = config.get("model_type")
-        remedy = "DynamicLlavaForConditionalGeneration.from_pretrained loads it"
-        if "text_config" not in config:
-            remedy = "a text-only or other model cannot be made sparse; pass a LLaVA-1.5 checkpoint"
         raise ValueError(
-            f"{name} is a {kind!r} model, not in LLaVA's own layout ({', '.join(PUBLISHED_MODEL_TYPES)}): {remedy}."
+            f"{name} is a {config['model_type']!r} model in Hugging Face's layout, not in LLaVA's own: "
+            "DynamicLlavaForConditionalGeneration.from_pretrained loads it."
         )
     if not config.get("mm_projector_type") and not any(".mm_projector." in key for key in source.tensors):
         raise ValueError(f"{name} has no projector: a text-only model. Pass a fine-tuned LLaVA-1.5 checkpoint.")
-    for key, allowed in (("mm_patch_merge_type", ("flat",)), ("mm_use_im_start_end", (False,))):
-        if config.get(key, allowed[0]) not in allowed:
-            raise ValueError(
-                f"{name} has {key}={config[key]!r}, which LLaVA-1.5 does not: only {allowed[0]!r} is known."
-            )
 
 
 def projector_layers(config: dict[str, Any]) -> int:
@@ -106,7 +106,7 @@ def projector_layers(config: dict[str, Any]) -> int:
     kind = config.get("mm_projector_type") or "linear"
     if kind == "linear":
         return 1
-    match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
+    match = re.fullmatch(r"mlp(\d{1,4})x_gelu", str(kind))
     if not match:
         raise ValueError(f"Unknown mm_projector_type {kind!r}; linear and mlpNx_gelu are known.")
     return int(match[1])
@@ -200,9 +200,9 @@ def _sparsity(config: dict[str, Any]) -> dict[str, Any]:
     if not sparse:
         return {}
     values = {own: sparse[theirs] for theirs, own in SPARSITY_KEYS.items() if theirs in sparse}
-    text = bool(sparse.get("use_text_predictor", True))
-    values["output_predictor"] = text and bool(sparse.get("use_output_text_predictor", True))
-    values["instruct_predictor"] = text and bool(sparse.get("use_instruct_predictor", False))
+    text = sparse.get("use_text_predictor", True)
+    values["output_predictor"] = text and sparse.get("use_output_text_predictor", True)
+    values["instruct_predictor"] = text and sparse.get("use_instruct_predictor", False)
     # What the published code computes in training.
     values["gate_estimator"] = "exact"
     return {**values, **(config.get("dynamic_llava") or {}).get("sparsity", {})}

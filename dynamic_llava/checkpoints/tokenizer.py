@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
 
 from ..chat_template import IMAGE_TOKEN, chat_template, needs_space_behind_image
+from ..config_checks import config_errors
 from ..configuration_dynamic_llava import DynamicLlavaConfig
-from .source import read_json
+from ..files import read_json_object, regular_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 COPIED_FILES = (
@@ -22,7 +26,6 @@ COPIED_FILES = (
     "preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
 
 
@@ -31,14 +34,32 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a published checkpoint, with the image token that LLaVA's own code does without."""
+@contextmanager
+def tokenizer_errors(folder: Path) -> Iterator[None]:
+    """`ValueError` naming the file of tokenizer or processor that is damaged, or at least `folder`."""
+    for path in (folder / name for name in COPIED_FILES):
+        if os.path.lexists(path) and path.suffix == ".json":
+            read_json_object(path, "file of the tokenizer or processor")
+        elif os.path.lexists(path):
+            regular_file(path, "file of the tokenizer or processor")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        yield
     except ImportError as error:
         raise ImportError(
             f"The tokenizer of {folder} is a SentencePiece model (tokenizer.model): pip install sentencepiece."
         ) from error
+    except Exception as error:
+        # The tokenizers library has no errors of its own.
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"The tokenizer or processor in {folder} cannot be read ({said}); copy or download it again."
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a published checkpoint, with the image token that LLaVA's own code does without."""
+    with tokenizer_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     return tokenizer
@@ -49,6 +70,38 @@ def image_token_of(folder: Path, vocab_size: int) -> int:
     if not has_tokenizer(folder):
         return vocab_size
     return load_tokenizer(folder).convert_tokens_to_ids(IMAGE_TOKEN)
+
+
+def own_processor(folder: Path, config: DynamicLlavaConfig) -> LlavaProcessor:
+    """The processor of a folder; what its `processor_config.json` does not say (transformers 4.36) is the tower's."""
+    with tokenizer_errors(folder):
+        processor = AutoProcessor.from_pretrained(folder)
+    if not isinstance(processor, LlavaProcessor):
+        raise ValueError(f"{folder} holds a {type(processor).__name__}, not the processor of a LLaVA; copy it there.")
+    said = _said(folder)
+    for name, value in token_settings(config).items():
+        if said.get(name) is None:
+            setattr(processor, name, value)
+    return processor
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the processor that `folder` holds says how many tokens an image has."""
+    return all(_said(folder).get(name) is not None for name in ("patch_size", "num_additional_image_tokens"))
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    path = folder / "processor_config.json"
+    return read_json_object(path, "processor configuration") if path.exists() else {}
+
+
+def token_settings(config: DynamicLlavaConfig) -> dict[str, Any]:
+    """What a `LlavaProcessor` must know of the tower to count an image's tokens; CLIP has one for the class."""
+    return {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,
+    }
 
 
 def build_processor(folder: Path, config: DynamicLlavaConfig, image_settings: dict[str, Any] | None) -> LlavaProcessor:
@@ -62,6 +115,8 @@ def build_processor(folder: Path, config: DynamicLlavaConfig, image_settings: di
     size = config.vision_config.image_size
     settings = image_settings or {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     settings = {key: value for key, value in settings.items() if not key.endswith("_type")}
+    with config_errors(f"preprocessor_config.json of {folder}"):
+        image_processor = CLIPImageProcessorPil(**settings)
     # For the padding of a batch on the left, which generation wants.
     tokenizer = load_tokenizer(folder)
     tokenizer.padding_side = "left"
@@ -70,20 +125,18 @@ def build_processor(folder: Path, config: DynamicLlavaConfig, image_settings: di
     template = chat_template(space_behind_image=needs_space_behind_image(tokenizer))
     tokenizer.chat_template = template
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(**settings),
+        image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
         image_token=IMAGE_TOKEN,
         chat_template=template,
-        num_additional_image_tokens=1,
+        **token_settings(config),
     )
 
 
 def image_settings_of(folder: Path) -> dict[str, Any] | None:
     """`preprocessor_config.json` of `folder`, None where there is none."""
     path = folder / "preprocessor_config.json"
-    return read_json(path) if path.is_file() else None
+    return read_json_object(path, "image processor") if path.exists() else None
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:

@@ -8,32 +8,40 @@ from pathlib import Path
 from transformers import CLIPVisionConfig
 from transformers.utils import logging
 
-from .keys import PUBLISHED_TOWER
-from .source import CheckpointSource, find_folder, read_json
+from ..config_checks import config_errors
+from ..parameter_names import TOWER
+from .keys import own_name
+from .source import CheckpointSource, find_folder, read_model_file
 
 logger = logging.get_logger(__name__)
 
 # CLIP towers have heads of 64 and quick_gelu; where only their tensors are at hand the rest is in the shapes.
 CLIP_HEAD_SIZE = 64
+CLIP_TYPES = ("clip_vision_model", "clip")
 
 
 def tower_config(source: CheckpointSource, vision_tower: str | Path | None) -> CLIPVisionConfig:
     """The tower's configuration: from its folder or repository, or else from the shapes of its tensors."""
     inside = has_tower(source)
     try:
-        values = read_json(tower_folder(source, vision_tower) / "config.json")
+        folder = tower_folder(source, vision_tower)
+        values = read_model_file(folder)
     except FileNotFoundError:
         if not inside or vision_tower is not None:
             raise
         return _tower_from_shapes(source)
     values = values.get("vision_config") or values
-    values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-    return CLIPVisionConfig(**values)
+    kind = values.get("model_type", CLIP_TYPES[0]) if isinstance(values, dict) else values
+    if kind not in CLIP_TYPES:
+        raise ValueError(f"The vision tower in {folder} is a {kind!r} model; LLaVA-1.5 has one of CLIP.")
+    with config_errors(str(folder / "config.json")):
+        kept = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
+        return CLIPVisionConfig(**kept)
 
 
 def has_tower(source: CheckpointSource) -> bool:
     """Whether the checkpoint holds the weights of its tower."""
-    return any(key.startswith(PUBLISHED_TOWER) for key in source.tensors)
+    return any(own_name(key).startswith(TOWER) for key in source.tensors)
 
 
 def tower_folder(source: CheckpointSource, vision_tower: str | Path | None, weights: bool = False) -> Path:
@@ -58,11 +66,8 @@ def tower_folder(source: CheckpointSource, vision_tower: str | Path | None, weig
 
 
 def _tower_from_shapes(source: CheckpointSource) -> CLIPVisionConfig:
-    shapes = {
-        key.removeprefix(PUBLISHED_TOWER): info.shape
-        for key, info in source.tensors.items()
-        if key.startswith(PUBLISHED_TOWER)
-    }
+    names = {own_name(key): info.shape for key, info in source.tensors.items()}
+    shapes = {name.removeprefix(TOWER): shape for name, shape in names.items() if name.startswith(TOWER)}
     hidden, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
     positions = shapes["embeddings.position_embedding.weight"][0]
     if hidden % CLIP_HEAD_SIZE:

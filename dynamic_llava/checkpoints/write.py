@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .source import TensorInfo
+from ..weight_files import TensorInfo
 
 # Room that configuration and tokenizer files may need beside the weights.
 SPARE_BYTES = 32 << 20
@@ -26,10 +28,13 @@ SPARE_BYTES = 32 << 20
 def atomic_folder(target: Path, needed_bytes: int, overwrite: bool = False) -> Iterator[Path]:
     """A hidden folder beside `target` to write into; it gets its name when all has gone well, and goes away otherwise.
 
+    What a conversion to `target` that was killed has left is removed first, or put back where it was the old `target`.
+
     Raises:
         FileExistsError: `target` is there and not empty, and `overwrite` is false.
         OSError: not enough room on the disk, found before or while writing.
     """
+    _clear_dead(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
         raise FileExistsError(f"{target} is there and not empty; choose another folder, or pass --overwrite.")
     parent = target.absolute().parent
@@ -42,7 +47,11 @@ def atomic_folder(target: Path, needed_bytes: int, overwrite: bool = False) -> I
     partial = parent / f".{target.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    lock = os.open(partial, os.O_RDONLY)
     try:
+        # Held until this process ends, however it does: also other machines see that the folder is in use.
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         _replace(partial, target)
     except OSError as error:
@@ -50,7 +59,43 @@ def atomic_folder(target: Path, needed_bytes: int, overwrite: bool = False) -> I
             raise OSError(errno.ENOSPC, f"the disk of {parent} is full; nothing was written to {target}") from error
         raise
     finally:
+        os.close(lock)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear_dead(target: Path) -> None:
+    """Remove the partial folders of conversions to `target` that are dead; one that was being replaced comes back."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|old)-(\d+)")
+    parent = target.absolute().parent
+    found = [(path, match) for path in _children(parent) if (match := pattern.fullmatch(path.name))]
+    for path, match in found:
+        if not path.is_dir() or path.is_symlink() or _in_use(path, int(match[2])):
+            continue
+        if match[1] == "old" and not target.exists():
+            os.replace(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _in_use(folder: Path, process: int) -> bool:
+    """Whether the process of that number lives, or one on another machine holds the folder's lock."""
+    if Path("/proc/self").exists() and process != os.getpid() and Path(f"/proc/{process}").exists():
+        return True
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _replace(partial: Path, target: Path) -> None:

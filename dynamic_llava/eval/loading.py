@@ -15,11 +15,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 import dynamic_llava  # noqa: F401  registers the model with the Auto classes
 
 from ..checkpoints import load_checkpoint, load_processor
-from ..checkpoints.source import find_folder, is_adapter, read_json
-from ..configuration_dynamic_llava import check_keep_rate, is_published
+from ..checkpoints.source import find_folder, is_adapter, read_config_file
+from ..configuration_dynamic_llava import check_keep_rate
+from ..model_kinds import is_published
 from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
-
-SUPPORTED_MODEL_TYPES = ("dynamic_llava", "llava")
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def load_model(path: str | Path, dtype: str = "auto", device: str | None = None)
 
 def _load_whole(path: str, folder: Path, dtype: str | torch.dtype) -> PreTrainedModel:
     """A dense LLaVA stays one; every Dynamic-LLaVA loads, whatever its layout."""
-    config = read_json(folder / "config.json")
+    config = read_config_file(folder, path)
     if is_published(config):
         if not config.get("sparse_config"):
             raise ValueError(
@@ -131,11 +130,6 @@ def _load_whole(path: str, folder: Path, dtype: str | torch.dtype) -> PreTrained
                 "python -m dynamic_llava.checkpoints convert SRC DST --to llava-hf."
             )
         return load_checkpoint(path, dtype=None if dtype == "auto" else dtype)
-    if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
-        raise ValueError(
-            f"{path} is a {config.get('model_type')!r} model; this evaluates {' and '.join(SUPPORTED_MODEL_TYPES)}. "
-            f"For others run `python -m lmms_eval`."
-        )
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
 
 

@@ -12,10 +12,11 @@ from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..checkpoints.load import load_processor, published_model_config
-from ..checkpoints.source import find_folder, open_source, read_json
-from ..configuration_dynamic_llava import DynamicLlavaConfig, is_published
+from ..checkpoints.source import find_folder, open_source, read_config_file
+from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..data import open_dataset
 from ..loading import PREDICTORS
+from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from .config import StageConfig, engine_of, is_fsdp
 from .lora import add_adapters
@@ -79,7 +80,7 @@ def meta_model(config: StageConfig) -> nn.Module:
     unset_hf_deepspeed_config()
     folder = find_folder(config.model.base_model, weights=False)
     sparsity = vars(config.sparsity)
-    if is_published(read_json(folder / "config.json")):
+    if is_published(read_config_file(folder, config.model.base_model)):
         shape = published_model_config(open_source(config.model.base_model), None, config.sparsity)
     else:
         shape = DynamicLlavaConfig.from_pretrained(folder, sparsity=sparsity)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from ..checkpoints.keys import from_hugging_face
-from ..checkpoints.source import open_source
+from ..checkpoints.adapters import check_resumed
+from ..checkpoints.load import load_weights
 from ..data import LengthGroupedSampler
 from ..loading import PREDICTORS
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
@@ -92,11 +92,12 @@ class StageTrainer(Trainer):
         """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them; FSDP keeps
         its own copy, under the names of the modules."""
         model = self.model if model is None else model
-        if self.is_fsdp_enabled or not isinstance(model, DynamicLlavaForConditionalGeneration):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled and isinstance(model, DynamicLlavaForConditionalGeneration):
+            load_weights(model, resume_from_checkpoint)
             return
-        source = open_source(resume_from_checkpoint)
-        model.load_state_dict({from_hugging_face(key): source.read(key) for key in source.tensors})
+        if not self.is_fsdp_enabled:
+            check_resumed(model, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model, trial) -> None:
         """As `Trainer`, made valid by a manifest at the end; older ones go only then."""

@@ -1,0 +1,128 @@
+"""Whether weights are those of a whole model: nothing missing but whole predictors, nothing unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .parameter_names import EMBEDDINGS, HEAD, from_hugging_face
+from .weight_files import TensorInfo, is_buffer, list_weights, some
+
+logger = logging.get_logger(__name__)
+
+PREDICTORS = ("image_predictor.", "output_predictor.", "instruct_predictor.")
+# Where new predictors are noted in the place of a message.
+_NOTED: ContextVar[list[str] | None] = ContextVar("noted", default=None)
+
+
+def model_weights(cls: type, config) -> dict[str, Tensor]:
+    """The weights of a model of `config`, on the meta device; those that are tied to others are left out."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        weights = cls(config).state_dict()
+    if config.tie_word_embeddings:
+        weights.pop(HEAD, None)
+    return weights
+
+
+def check_weights(name: str, cls: type, config, folder: Path) -> None:
+    """`ValueError` unless a folder in Hugging Face's layout holds the weights of a `cls` of `config`; reads headers."""
+    _, stored = list_weights(folder)
+    if stored and getattr(config, "quantization_config", None) is None:
+        found = by_own_name(name, ((from_hugging_face(key), key) for key in stored))
+        check_tensors(name, model_weights(cls, config), {own: stored[key][1] for own, key in found.items()})
+
+
+def by_own_name(name: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The stored key of each of our names, buffers left out; `ValueError` where two keys are one weight."""
+    found: dict[str, str] = {}
+    for own, key in pairs:
+        if is_buffer(key):
+            continue
+        if own in found:
+            raise ValueError(f"{name} holds {own} twice, as {found[own]} and as {key}; copy or download it again.")
+        found[own] = key
+    return found
+
+
+def check_tensors(name: str, expected: dict[str, Tensor], tensors: dict[str, TensorInfo]) -> list[str]:
+    """`ValueError` unless `tensors` are `expected`, whole predictors aside; the weights of predictors that are missing.
+
+    Args:
+        name: what messages call the checkpoint.
+        expected: see `model_weights`.
+        tensors: what is stored, by our names.
+    """
+    wrong = [
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tuple(value.shape) != tensors[key].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{name}: weights of another shape than config.json says: {some(wrong)}. "
+            "Check that config.json (and vision_tower) belong to these weights."
+        )
+    others = [f"{key} {info.dtype}" for key, info in tensors.items() if not info.dtype.is_floating_point]
+    if others:
+        raise ValueError(f"{name}: weights that are no floating point numbers: {some(others)}; save it as float.")
+    # A head of its own may stand beside tied embeddings; transformers loads it then.
+    unknown = tensors.keys() - expected.keys() - ({HEAD} if EMBEDDINGS in expected else set())
+    return check_keys(name, expected, expected.keys() - tensors.keys(), unknown)
+
+
+def check_keys(name: str, expected: Iterable[str], missing: Iterable[str], unexpected: Iterable[str]) -> list[str]:
+    """Whole predictors alone may be missing; returns their weights.
+
+    Args:
+        name: what messages call the checkpoint.
+        expected: all weights of the model.
+        missing: those of them that are not there.
+        unexpected: what is there beside them.
+
+    Raises:
+        ValueError: another weight, or only some weights of a predictor, are missing, or one is unknown; lists them.
+    """
+    missing = set(missing)
+    new = {key for part in PREDICTORS if (keys := _of(part, expected)) <= missing for key in keys}
+    lost, unknown = sorted(missing - new), sorted(unexpected)
+    if lost or unknown:
+        raise ValueError(
+            f"{name} does not hold a whole Dynamic-LLaVA or LLaVA-1.5 checkpoint: "
+            f"missing {some(lost)}; unknown {some(unknown)}. "
+            "Check that the copy is whole and that its config.json belongs to it."
+        )
+    return sorted(new)
+
+
+@contextmanager
+def noting_new() -> Iterator[list[str]]:
+    """New predictors are noted in the list in here, and not said: their weights come from elsewhere."""
+    noted: list[str] = []
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
+
+
+def note_new(name: str, new: list[str]) -> None:
+    """Say which predictors are new, or note them inside `noting_new`."""
+    noted = _NOTED.get()
+    if noted is not None:
+        noted.extend(new)
+    elif new:
+        kinds = sorted({part.rstrip(".") for part in PREDICTORS if _of(part, new)})
+        logger.warning(
+            f"{name} holds no {' and '.join(kinds)}: new ones were initialised. "
+            "Train them (python -m dynamic_llava.train) before dropping tokens."
+        )
+
+
+def _of(part: str, keys: Iterable[str]) -> set[str]:
+    return {key for key in keys if part in key}
