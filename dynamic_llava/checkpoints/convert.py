@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LlavaConfig
 from ..configuration_dynamic_llava import DynamicLlavaConfig, is_published
 from ..loading import PREDICTORS
 from ..model_card import write_model_card
+from .aspect_ratio import aspect_ratio_of
 from .keys import from_hugging_face, is_buffer, to_hugging_face, to_published
 from .load import check_tensors, load_processor, our_tensors, published_model_config
 from .published_config import to_published_config
@@ -182,6 +183,9 @@ def _write_config(checkpoint: Checkpoint, folder: Path, to: str) -> None:
         ).save_pretrained(folder)
     if to == "published":
         values = to_published_config(config)
+        if not checkpoint.published and has_tokenizer(checkpoint.source.folder):
+            said = aspect_ratio_of(load_processor(checkpoint.source.folder))
+            values["image_aspect_ratio"] = said or values["image_aspect_ratio"]
         if values["mm_vision_tower"] == "vision_tower":
             (folder / "vision_tower").mkdir()
             config.vision_config.save_pretrained(folder / "vision_tower")

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig, is_published
 from ..loading import check_keys
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
+from .aspect_ratio import aspect_ratio_of, published_aspect_ratio, trained_aspect_ratio, with_aspect_ratio
 from .keys import PUBLISHED_TOWER, TOWER, from_published, is_buffer
 from .published_config import read_config
 from .source import ADAPTER_CONFIG, CheckpointSource, TensorInfo, find_folder, is_adapter, open_source, read_json
@@ -108,16 +109,35 @@ def check_tensors(name: str, config: DynamicLlavaConfig, tensors: dict[str, Tens
 def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> LlavaProcessor:
     """The processor of any checkpoint: its own, or one built for a published layout (`tokenizer.build_processor`).
 
+    Pictures are padded or cut as the checkpoint was trained: by its own image processor, by `image_aspect_ratio` of a
+    published `config.json`, or by the `train_config.yaml` of a run whose processor does not say.
+
     Raises:
         FileNotFoundError: no such checkpoint, or one without a tokenizer.
+        ValueError: a published checkpoint whose pictures are handled in a way that is not known.
     """
     folder = find_folder(name, weights=False)
-    if is_adapter(folder) and not has_tokenizer(folder):
-        return load_processor(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"], vision_tower)
-    if not has_tokenizer(folder):
+    own = has_tokenizer(folder)
+    if is_adapter(folder) and not own:
+        processor = load_processor(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"], vision_tower)
+    elif not own:
         raise FileNotFoundError(f"{name} holds no tokenizer (tokenizer.json or tokenizer.model); copy it there.")
-    if is_adapter(folder) or not is_published(read_json(folder / "config.json")):
-        return AutoProcessor.from_pretrained(folder)
+    elif is_adapter(folder) or not is_published(read_json(folder / "config.json")):
+        processor = AutoProcessor.from_pretrained(folder)
+    else:
+        return _published_processor(name, folder, vision_tower)
+    trained = trained_aspect_ratio(folder)
+    if trained is None or (own and aspect_ratio_of(processor) is not None):
+        return processor
+    if own:
+        logger.warning_once(
+            f"The processor in {folder} was saved by an earlier version and says nothing of padding; pictures are "
+            f"handled as its train_config.yaml says: image_aspect_ratio={trained}."
+        )
+    return with_aspect_ratio(processor, trained)
+
+
+def _published_processor(name: str | Path, folder: Path, vision_tower: str | Path | None) -> LlavaProcessor:
     source = open_source(name)
     settings = image_settings_of(folder)
     if settings is None:
@@ -125,7 +145,9 @@ def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> 
             settings = image_settings_of(tower_folder(source, vision_tower))
         except FileNotFoundError:
             logger.warning(f"{name}: no preprocessor_config.json of its vision tower; CLIP's defaults are used.")
-    return build_processor(folder, published_model_config(source, vision_tower), settings)
+    ratio = published_aspect_ratio(source.config)
+    processor = build_processor(folder, published_model_config(source, vision_tower), settings)
+    return with_aspect_ratio(processor, ratio)
 
 
 def load_checkpoint(name: str | Path, vision_tower: str | Path | None = None, **kwargs):

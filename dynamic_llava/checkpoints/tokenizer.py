@@ -6,20 +6,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
 
 from ..chat_template import IMAGE_TOKEN, chat_template, needs_space_behind_image
 from ..configuration_dynamic_llava import DynamicLlavaConfig
+from .aspect_ratio import aspect_ratio_of, trained_aspect_ratio, with_aspect_ratio
 from .source import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 COPIED_FILES = (
     *TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "processor_config.json",
-    "preprocessor_config.json",
+    *PROCESSOR_FILES,
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
@@ -81,14 +82,24 @@ def build_processor(folder: Path, config: DynamicLlavaConfig, image_settings: di
 
 
 def image_settings_of(folder: Path) -> dict[str, Any] | None:
-    """`preprocessor_config.json` of `folder`, None where there is none."""
-    path = folder / "preprocessor_config.json"
-    return read_json(path) if path.is_file() else None
+    """Settings of the image processor that `folder` holds, None where there is none."""
+    whole, own = (folder / name for name in PROCESSOR_FILES)
+    if own.is_file():
+        return read_json(own)
+    return read_json(whole).get("image_processor") if whole.is_file() else None
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy the files of tokenizer and processor that `source` has; their names."""
+    """Copy the files of tokenizer and processor that `source` has; their names.
+
+    A processor that says nothing of padding, in the folder of a run that chose, says it in `target`.
+    """
     found = [name for name in COPIED_FILES if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, target / name)
+    trained = trained_aspect_ratio(source)
+    if trained is not None and any(name in found for name in PROCESSOR_FILES):
+        processor = AutoProcessor.from_pretrained(target)
+        if aspect_ratio_of(processor) is None:
+            with_aspect_ratio(processor, trained).save_pretrained(target)
     return found

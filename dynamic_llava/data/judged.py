@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from ..token_spans import IGNORE_INDEX, answer_token_mask
-from .dataset import ConversationDataset, pictures_of
+from .dataset import ConversationDataset
 from .mixture import MixtureDataset
+from .samples import pictures_of
 
 
 @dataclass(frozen=True)
