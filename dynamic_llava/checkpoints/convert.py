@@ -15,6 +15,7 @@ from ..generation_file import read_generation_config
 from ..model_card import write_model_card
 from ..weight_checks import PREDICTORS
 from ..weight_files import TensorInfo
+from .aspect_ratio import aspect_ratio_of
 from .keys import to_hugging_face, to_published
 from .load import load_processor
 from .opened import Checkpoint, open_checkpoint
@@ -141,6 +142,9 @@ def _write_config(checkpoint: Checkpoint, folder: Path, to: str) -> None:
     generation.save_pretrained(folder)
     if to == "published":
         values = to_published_config(config)
+        if not checkpoint.published and has_tokenizer(checkpoint.source.folder):
+            said = aspect_ratio_of(load_processor(checkpoint.source.folder))
+            values["image_aspect_ratio"] = said or values["image_aspect_ratio"]
         if values["mm_vision_tower"] == "vision_tower":
             (folder / "vision_tower").mkdir()
             config.vision_config.save_pretrained(folder / "vision_tower")

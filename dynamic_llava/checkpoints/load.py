@@ -15,6 +15,7 @@ from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..parameter_names import EMBEDDINGS, HEAD, TOWER
 from ..weight_checks import by_own_name, check_tensors, model_weights
 from ..weight_files import some
+from .aspect_ratio import aspect_ratio_of, published_aspect_ratio, trained_aspect_ratio, with_aspect_ratio
 from .keys import own_name
 from .published_config import read_config
 from .source import CheckpointSource, adapter_chain, find_folder, is_adapter, open_source, read_config_file
@@ -106,18 +107,39 @@ def our_tensors(source: CheckpointSource, vision_tower: str | Path | None) -> di
 def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> LlavaProcessor:
     """The processor of any checkpoint: its own, or one built for a published layout (`tokenizer.build_processor`).
 
+    Pictures are padded or cut as the checkpoint was trained: by its own image processor, by `image_aspect_ratio` of a
+    published `config.json`, or by the `train_config.yaml` of a run whose processor does not say.
+
     Raises:
         FileNotFoundError: no such checkpoint, or one without a tokenizer.
+        ValueError: a published checkpoint whose pictures are handled in a way that is not known.
     """
     # A LoRA folder may leave its tokenizer to its base, and its configuration too.
     folder = next((part for part in adapter_chain(name) if has_tokenizer(part)), None)
     if folder is None:
         raise FileNotFoundError(f"{name} holds no tokenizer (tokenizer.json or tokenizer.model); copy it there.")
     described = next((part for part in adapter_chain(name) if (part / "config.json").exists()), folder)
-    if not is_published(read_config_file(described, name)):
-        if vision_tower is not None:
-            raise ValueError(OWN_TOWER.format(name=name, tower=vision_tower))
-        return own_processor(folder, DynamicLlavaConfig.from_pretrained(described))
+    if is_published(read_config_file(described, name)):
+        processor = _published_processor(name, folder, described, vision_tower)
+    elif vision_tower is not None:
+        raise ValueError(OWN_TOWER.format(name=name, tower=vision_tower))
+    else:
+        processor = own_processor(folder, DynamicLlavaConfig.from_pretrained(described))
+    run = find_folder(name, weights=False)
+    trained = trained_aspect_ratio(run)
+    if trained is None or (run == folder and aspect_ratio_of(processor) is not None):
+        return processor
+    if run == folder:
+        logger.warning_once(
+            f"The processor in {folder} was saved by an earlier version and says nothing of padding; pictures are "
+            f"handled as its train_config.yaml says: image_aspect_ratio={trained}."
+        )
+    return with_aspect_ratio(processor, trained)
+
+
+def _published_processor(
+    name: str | Path, folder: Path, described: Path, vision_tower: str | Path | None
+) -> LlavaProcessor:
     if is_adapter(described):
         source = CheckpointSource(str(name), folder, read_config_file(described, name), [], {}, {})
     else:
@@ -128,7 +150,9 @@ def load_processor(name: str | Path, vision_tower: str | Path | None = None) -> 
             settings = image_settings_of(tower_folder(source, vision_tower))
         except FileNotFoundError:
             logger.warning(f"{name}: no preprocessor_config.json of its vision tower; CLIP's defaults are used.")
-    return build_processor(folder, published_model_config(source, vision_tower), settings)
+    ratio = published_aspect_ratio(source.config)
+    processor = build_processor(folder, published_model_config(source, vision_tower), settings)
+    return with_aspect_ratio(processor, ratio)
 
 
 def load_whole(

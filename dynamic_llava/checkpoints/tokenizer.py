@@ -15,15 +15,16 @@ from ..chat_template import IMAGE_TOKEN, chat_template, needs_space_behind_image
 from ..config_checks import config_errors
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..files import read_json_object, regular_file
+from .aspect_ratio import aspect_ratio_of, trained_aspect_ratio, with_aspect_ratio
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 COPIED_FILES = (
     *TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "processor_config.json",
-    "preprocessor_config.json",
+    *PROCESSOR_FILES,
     "chat_template.jinja",
     "chat_template.json",
 )
@@ -134,14 +135,24 @@ def build_processor(folder: Path, config: DynamicLlavaConfig, image_settings: di
 
 
 def image_settings_of(folder: Path) -> dict[str, Any] | None:
-    """`preprocessor_config.json` of `folder`, None where there is none."""
-    path = folder / "preprocessor_config.json"
-    return read_json_object(path, "image processor") if path.exists() else None
+    """Settings of the image processor that `folder` holds, None where there is none."""
+    whole, own = (folder / name for name in PROCESSOR_FILES)
+    if own.exists():
+        return read_json_object(own, "image processor")
+    return read_json_object(whole, "processor").get("image_processor") if whole.exists() else None
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy the files of tokenizer and processor that `source` has; their names."""
+    """Copy the files of tokenizer and processor that `source` has; their names.
+
+    A processor that says nothing of padding, in the folder of a run that chose, says it in `target`.
+    """
     found = [name for name in COPIED_FILES if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, target / name)
+    trained = trained_aspect_ratio(source)
+    if trained is not None and any(name in found for name in PROCESSOR_FILES):
+        processor = AutoProcessor.from_pretrained(target)
+        if aspect_ratio_of(processor) is None:
+            with_aspect_ratio(processor, trained).save_pretrained(target)
     return found

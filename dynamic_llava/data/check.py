@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..checkpoints import load_processor
-from .dataset import ConversationDataset, pictures_of, sample_id
-from .mixture import chosen_positions
+from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio, with_aspect_ratio
+from ..configuration_dynamic_llava import SparsityConfig
+from ..files import parse_yaml, read_yaml_mapping
+from .dataset import ConversationDataset
+from .judged import JudgedCounts, count_judged
+from .mixture import MixtureDataset
 from .pictures import StoredPicture
+from .samples import pictures_of, sample_id
 from .sources import open_parts
 
 PERCENTILES = (50, 90, 95, 99)
@@ -28,15 +32,27 @@ THREADS = 8
 
 @dataclass
 class CheckSettings:
-    """The keys of a training configuration that say which samples are trained on, with the training's defaults."""
+    """The keys of a training configuration that say which samples are trained on and which predictors learn of them,
+    with the training's defaults."""
 
     base_model: str
     train_file: str | list[str]
     image_folder: str | list[str] | None = None
     max_length: int = 2048
     require_image: bool = False
-    image_aspect_ratio: str = "pad"
+    image_aspect_ratio: str = PAD
+    output_turns: str = "last"
     seed: int = 42
+    image_predictor: bool = SparsityConfig.image_predictor
+    output_predictor: bool = SparsityConfig.output_predictor
+    min_output_length: int = SparsityConfig.min_output_length
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value, kind = getattr(self, item.name), {"int": int, "bool": bool, "str": str}.get(item.type)
+            if kind is not None and type(value) is not kind:
+                raise ValueError(f"{item.name} is {value!r}; give a value of type {kind.__name__}")
+        check_aspect_ratio(self.image_aspect_ratio)
 
 
 @dataclass
@@ -53,7 +69,8 @@ class Problem:
 
 
 # What makes training stop, or with on_bad_sample=skip leave samples out; being cut short does not.
-PROBLEMS = ("malformed", "missing pictures", "unreadable pictures", "no answer left")
+UNTRAINED = "predictor without data"
+PROBLEMS = ("malformed", "missing pictures", "unreadable pictures", "no answer left", UNTRAINED)
 FINDINGS = (*PROBLEMS, "truncated")
 
 
@@ -64,27 +81,17 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> CheckSetti
         FileNotFoundError: no such file.
         ValueError: not a mapping, a key that is missing, unknown on the command line, or of another type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no training configuration at {path}; see configs/train/")
-    values = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, got a {type(values).__name__}")
     known = {item.name: item for item in dataclasses.fields(CheckSettings)}
-    values = {key: value for key, value in values.items() if key in known}
+    values = {key: value for key, value in read_yaml_mapping(path).items() if key in known}
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or key not in known:
             near = difflib.get_close_matches(key, known, n=2, cutoff=0.5) or known
             raise ValueError(f"cannot read {text!r}; the check knows {', '.join(near)}, each as key=value")
-        values[key] = yaml.safe_load(value)
+        values[key] = parse_yaml(value, text)
     for key in ("base_model", "train_file"):
         if not values.get(key):
             raise ValueError(f"{path} has no {key}; add it, or give {key}=...")
-    wanted = {"max_length": int, "seed": int, "require_image": bool, "image_aspect_ratio": str, "base_model": str}
-    for key, kind in wanted.items():
-        if key in values and type(values[key]) is not kind:
-            raise ValueError(f"{key} is {values[key]!r}; give a value of type {kind.__name__}")
     return CheckSettings(**values)
 
 
@@ -97,45 +104,66 @@ def check_data(settings: CheckSettings, decode: bool = False) -> dict[str, Any]:
 
     Returns:
         `sources` (path, weight, rows, what is in them), `samples_per_epoch`, `lengths` of an epoch in tokens before the
-        cut (min, mean, percentiles, max, and their total after the cut), `max_length`, `tokens_per_picture`, `findings`
-        (`{kind: {"count", "examples"}}` for `FINDINGS`), and `ok`: no finding of the kinds `PROBLEMS`.
+        cut (min, mean, percentiles, max, and their total after the cut), `max_length`, `tokens_per_picture`, `judged`
+        (`JudgedCounts` of an epoch), `findings` (`{kind: {"count", "examples"}}` for `FINDINGS`), and `ok`: no finding
+        of the kinds `PROBLEMS`.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as `open_dataset`, for what concerns whole files.
     """
-    processor = load_processor(settings.base_model)
+    processor = with_aspect_ratio(load_processor(settings.base_model), settings.image_aspect_ratio)
     parts = open_parts(
         settings.train_file,
         settings.image_folder,
         processor,
         max_length=settings.max_length,
         on_bad_sample="skip",
-        image_aspect_ratio="pad" if settings.image_aspect_ratio == "pad" else None,
+        output_turns=settings.output_turns,
         check_files=False,
         require_image=settings.require_image,
     )
     findings = {kind: Problem() for kind in FINDINGS}
     sources, epoch = [], []
     tokens = parts[0][0].pictures.tokens_per_picture()
-    for number, (part, weight) in enumerate(parts):
+    mixture = MixtureDataset([part for part, _ in parts], [weight for _, weight in parts], settings.seed)
+    for (part, weight), positions in zip(parts, mixture.chosen, strict=True):
         for _, reason in part.skipped:
             findings["malformed"].add(reason)
         _check_pictures(part, findings, decode)
         _check_lengths(part, tokens, findings)
-        positions = chosen_positions(len(part), weight, settings.seed + number).numpy()
-        epoch.append(np.asarray(part.full_lengths)[positions])
+        epoch.append(np.asarray(part.full_lengths)[positions.numpy()])
         sources.append(
             {"path": str(part.source), "weight": weight, "samples_per_epoch": len(positions), **_counts(part)}
         )
+    judged = count_judged(mixture, settings.min_output_length)
+    for problem in untrained_predictors(settings, judged):
+        findings[UNTRAINED].add(problem)
     return {
         "sources": sources,
         "samples_per_epoch": sum(map(len, epoch)),
         "lengths": _statistics(np.concatenate(epoch), settings.max_length),
         "max_length": settings.max_length,
         "tokens_per_picture": tokens,
+        "judged": dataclasses.asdict(judged),
         "findings": {kind: dataclasses.asdict(problem) for kind, problem in findings.items()},
         "ok": not any(findings[kind].count for kind in PROBLEMS),
     }
+
+
+def untrained_predictors(settings: CheckSettings, judged: JudgedCounts) -> list[str]:
+    """What is to be done about each predictor that would see nothing in an epoch."""
+    found = []
+    if settings.output_predictor and not judged.judged:
+        turns = "" if settings.output_turns == "all" else "output_turns=all, "
+        found.append(
+            f"the output predictor would learn nothing: of {judged.answers:,} answers none has min_output_length="
+            f"{settings.min_output_length} tokens; set {turns}a smaller min_output_length, or output_predictor=false"
+        )
+    if settings.image_predictor and not judged.image_rows:
+        found.append(
+            "the image predictor would learn nothing: no sample has an image; add some, or set image_predictor=false"
+        )
+    return found
 
 
 def _counts(part: ConversationDataset) -> dict[str, int]:
@@ -188,8 +216,6 @@ def _check_lengths(part: ConversationDataset, tokens: int, findings: dict[str, P
 
 
 def _statistics(lengths: np.ndarray, max_length: int) -> dict[str, float]:
-    if not len(lengths):
-        raise ValueError("no sample is left in an epoch; raise the weights")
     percentiles = dict(zip(PERCENTILES, np.percentile(lengths, PERCENTILES).tolist(), strict=True))
     return {
         "min": int(lengths.min()),

@@ -26,6 +26,13 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     """Prints what the check found; examples stand on one line each, whatever the width."""
     for table in (_sources(report), _lengths(report), _findings(report)):
         console.print(table)
+    judged = report["judged"]
+    console.print(
+        f"Judged in an epoch: {judged['judged']:,} of {judged['answers']:,} answers are long enough for the output "
+        f"predictor, {judged['image_rows']:,} samples have an image for the image predictor.",
+        soft_wrap=True,
+        highlight=False,
+    )
     for kind, finding in report["findings"].items():
         if finding["examples"]:
             lines = [f"\n{kind} ({finding['count']:,}), the first:", *(f"  {text}" for text in finding["examples"])]

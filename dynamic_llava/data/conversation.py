@@ -37,9 +37,12 @@ def parse_turns(conversations: object) -> list[Turn]:
     roles = {"human": "user", "gpt": "assistant"}
     turns = []
     for index, entry in enumerate(conversations):
-        if not isinstance(entry, dict) or entry.get("from") not in roles or not isinstance(entry.get("value"), str):
-            raise ValueError(f"turn {index} is {entry!r}; write {{'from': 'human' | 'gpt', 'value': text}}")
-        turns.append(Turn(roles[entry["from"]], _image_first(entry["value"])))
+        side, text = (entry.get("from"), entry.get("value")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(side, str) or side not in roles or not isinstance(text, str):
+            raise ValueError(f"turn {index} is {short(entry)}; write {{'from': 'human' | 'gpt', 'value': text}}")
+        if not _is_text(text):
+            raise ValueError(f"turn {index} is {short(entry)}, with half a surrogate pair; write the character itself")
+        turns.append(Turn(roles[side], _image_first(text)))
     if turns[0].role == "assistant":
         turns = turns[1:]
     for index, turn in enumerate(turns):
@@ -50,6 +53,24 @@ def parse_turns(conversations: object) -> list[Turn]:
     if not any(turn.role == "assistant" and turn.text.strip() for turn in turns):
         raise ValueError("the conversation has no answer; add a non-empty 'gpt' turn or remove the sample")
     return turns
+
+
+def short(value: object, most: int = 200) -> str:
+    """Returns `value` as it would be written in Python, cut where that is long; it can be printed."""
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = f"a {type(value).__name__} too deep to be shown"
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def _is_text(text: str) -> bool:
+    """Whether `text` can be written and tokenized: JSON can hold lone surrogates, which are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _image_first(text: str) -> str:

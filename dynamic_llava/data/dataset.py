@@ -14,8 +14,9 @@ from transformers import LlavaProcessor
 from ..chat_template import IMAGE_TOKEN, system_prompt_of, writes_space_behind_image
 from ..token_spans import IGNORE_INDEX
 from .conversation import count_images, encode_conversation, parse_turns
-from .lengths import conversation_lengths
-from .pictures import PictureReader, StoredPicture
+from .lengths import ConversationLength, conversation_lengths
+from .pictures import PictureReader
+from .samples import has_picture, pictures_of, sample_id, told
 from .tables import read_json
 
 
@@ -30,11 +31,9 @@ class ConversationDataset(Dataset):
         samples: the samples; a picture is a path or a `StoredPicture`.
         source: where they come from, for messages.
         image_folder: folder that the image paths are relative to, or several: the first that has the file wins.
-        processor: LLaVA processor with a fast tokenizer.
+        processor: LLaVA processor with a fast tokenizer; it pads pictures or not, see `checkpoints.aspect_ratio`.
         max_length: longer conversations are cut at the end, never through a picture; pictures behind the cut go too.
         on_bad_sample: "error" raises at the first bad sample; "skip" leaves it out, see `skipped`.
-        image_aspect_ratio: "pad" pads pictures to a square with the mean colour as LLaVA-1.5 does; None leaves them to
-            the image processor.
         check_files: look for every image file at the start, so that a missing one does not end a long run.
         require_image: leave out text-only samples, as the paper's training stage does; every other sample is visited
             once per epoch.
@@ -55,7 +54,6 @@ class ConversationDataset(Dataset):
         *,
         max_length: int = 2048,
         on_bad_sample: Literal["error", "skip"] = "error",
-        image_aspect_ratio: Literal["pad"] | None = None,
         check_files: bool = True,
         require_image: bool = False,
         output_turns: Literal["last", "all"] = "last",
@@ -69,7 +67,7 @@ class ConversationDataset(Dataset):
         folders = [image_folder] if isinstance(image_folder, (str, Path)) else image_folder
         self.source = source
         self.processor = processor
-        self.pictures = PictureReader(processor, [Path(folder) for folder in folders], image_aspect_ratio)
+        self.pictures = PictureReader(processor, [Path(folder) for folder in folders])
         self.max_length = max_length
         self.on_bad_sample = on_bad_sample
         self.output_turns = output_turns
@@ -81,7 +79,7 @@ class ConversationDataset(Dataset):
         self._skipped: list[tuple[str, str]] = []
         self.text_only_left_out = 0
         if require_image:
-            with_image = [sample for sample in samples if not isinstance(sample, dict) or sample.get("image")]
+            with_image = [sample for sample in samples if not isinstance(sample, dict) or has_picture(sample)]
             self.text_only_left_out = len(samples) - len(with_image)
             samples = with_image
         self.samples = self._valid_samples(samples, check_files)
@@ -106,7 +104,7 @@ class ConversationDataset(Dataset):
         raise ValueError(f"{self.source}: no usable sample is left, {len(self.skipped)} were skipped")
 
     @cached_property
-    def full_lengths(self) -> list[int]:
+    def counted(self) -> list[ConversationLength]:
         """Tokens of every sample before the cut, image tokens included; counted once, without opening a picture."""
         return conversation_lengths(
             (parse_turns(sample["conversations"]) for sample in self.samples),
@@ -114,6 +112,11 @@ class ConversationDataset(Dataset):
             self.pictures.tokens_per_picture() if any(map(pictures_of, self.samples)) else 0,
             **self.prompt,
         )
+
+    @property
+    def full_lengths(self) -> list[int]:
+        """Tokens of every sample before the cut."""
+        return [length.total for length in self.counted]
 
     @property
     def lengths(self) -> list[int]:
@@ -174,7 +177,7 @@ class ConversationDataset(Dataset):
                     self.pictures.find(picture)
                     present.add(picture)
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{where}: {error}") from error
+            raise told(where, error) from error
 
     def _load(self, position: int) -> dict[str, Any]:
         sample = self.samples[position]
@@ -184,7 +187,7 @@ class ConversationDataset(Dataset):
             tokens = 0 if pixel_values is None else self.pictures.tokens_of(pixel_values)
             input_ids, labels = self.encode(position, tokens)
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{self.source}: sample {name!r}: {error}") from error
+            raise told(f"{self.source}: sample {name!r}", error) from error
         if pixel_values is not None:
             kept = input_ids.count(self.processor.image_token_id) // tokens
             pixel_values = pixel_values[:kept] if kept else None
@@ -224,22 +227,3 @@ class LlavaJsonDataset(ConversationDataset):
         super().__init__(
             read_json(path), path, path.parent if image_folder is None else image_folder, processor, **options
         )
-
-
-def sample_id(sample: Any, index: int) -> str:
-    """Returns the id of a sample, or its place in the file where it has none."""
-    name = sample.get("id") if isinstance(sample, dict) else None
-    return f"#{index}" if name is None else str(name)
-
-
-def pictures_of(sample: dict[str, Any]) -> list[str | StoredPicture]:
-    """Returns the pictures of a sample, none for text only."""
-    pictures = sample.get("image")
-    if not pictures:
-        return []
-    pictures = pictures if isinstance(pictures, list) else [pictures]
-    if not all(isinstance(picture, (str, StoredPicture)) for picture in pictures):
-        raise ValueError(
-            f"'image' is {sample['image']!r}; write a path, a list of paths, or leave it out for text only"
-        )
-    return pictures

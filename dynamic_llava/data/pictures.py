@@ -1,4 +1,4 @@
-"""Pictures of a data set: found in folders or stored with the rows, opened, padded, and counted in tokens."""
+"""Pictures of a data set: found in folders or stored with the rows, opened, and counted in tokens."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 from transformers import LlavaProcessor
 
-# What Pillow raises for files that are not pictures, are cut short, or are too large to be meant.
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from .opening import for_processor, opened, to_rgb
+
 # Behind the end marker of a whole JPEG some writers leave a few bytes.
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096
 
@@ -31,26 +30,16 @@ class StoredPicture(ABC):
 
 
 class PictureReader:
-    """Opens pictures as the model sees them.
+    """Opens pictures, and makes of them what the model sees.
 
     Args:
-        processor: LLaVA processor.
+        processor: LLaVA processor; whether it pads pictures to a square is its own affair.
         folders: image paths are relative to these; the first folder that has a file wins.
-        image_aspect_ratio: "pad" pads to a square with the mean colour as LLaVA-1.5 does; None leaves pictures to the
-            image processor.
-
-    Raises:
-        ValueError: on another `image_aspect_ratio`.
     """
 
-    def __init__(
-        self, processor: LlavaProcessor, folders: Sequence[Path], image_aspect_ratio: Literal["pad"] | None = None
-    ) -> None:
-        if image_aspect_ratio not in ("pad", None):
-            raise ValueError(f"image_aspect_ratio is {image_aspect_ratio!r}; choose 'pad' or None")
+    def __init__(self, processor: LlavaProcessor, folders: Sequence[Path]) -> None:
         self.processor = processor
         self.folders = list(folders)
-        self.image_aspect_ratio = image_aspect_ratio
 
     def find(self, name: str) -> Path:
         """Returns the file of an image path.
@@ -68,15 +57,14 @@ class PictureReader:
         )
 
     def open(self, picture: str | StoredPicture) -> Image.Image:
-        """Returns the picture, RGB, padded where asked.
+        """Returns the picture, upright and RGB.
 
         Raises:
             FileNotFoundError: when there is no such file.
-            ValueError: when it cannot be read.
+            ValueError: when it cannot be read, or is too large to be worked on.
         """
         with self._opened(picture) as (image, _):
-            image = image.convert("RGB")
-        return self._pad_to_square(image) if self.image_aspect_ratio == "pad" else image
+            return to_rgb(image)
 
     def verify(self, picture: str | StoredPicture, decode: bool = False) -> None:
         """Checks that a picture is there and whole without decoding it, unless `decode` asks for that.
@@ -85,12 +73,13 @@ class PictureReader:
 
         Raises:
             FileNotFoundError: when there is no such file.
-            ValueError: when it cannot be read.
+            ValueError: when it cannot be read, or is too large to be worked on.
         """
         with self._opened(picture) as (image, source):
-            # A JPEG without its end marker may still be whole: only decoding tells.
-            if decode or (image.format == "JPEG" and not _has_jpeg_end(source)):
-                image.load()
+            # A JPEG without its end marker may still be whole, and what these modes hold is seen in the pixels alone.
+            unsure = image.mode in ("I", "F") or (image.format == "JPEG" and not _has_jpeg_end(source))
+            if decode or unsure:
+                to_rgb(image)
             else:
                 image.verify()
 
@@ -98,7 +87,8 @@ class PictureReader:
         """Returns float32 `(images, 3, H, W)`, None without images."""
         if not images:
             return None
-        return self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        image_processor = self.processor.image_processor
+        return image_processor(images=for_processor(images, image_processor), return_tensors="pt")["pixel_values"]
 
     def tokens_of(self, pixel_values: torch.Tensor) -> int:
         """Returns how many tokens the model makes of one of these pictures `(..., H, W)`."""
@@ -116,28 +106,24 @@ class PictureReader:
         Raises:
             ValueError: when a wide picture has another number of tokens than a square one.
         """
-        counts = set()
-        for size in ((64, 64), (128, 64)):
-            blank = Image.new("RGB", size)
-            if self.image_aspect_ratio == "pad":
-                blank = self._pad_to_square(blank)
-            counts.add(self.tokens_of(self.pixel_values([blank])))
+        sizes = ((64, 64), (128, 64))
+        counts = {self.tokens_of(self.pixel_values([Image.new("RGB", size)])) for size in sizes}
         if len(counts) > 1:
             raise ValueError(
                 f"pictures have {min(counts)} to {max(counts)} tokens by their shape, so lengths are not known without "
-                "opening them; set image_aspect_ratio='pad', or do_center_crop in the image processor"
+                "opening them; set image_aspect_ratio=pad, or do_center_crop in the image processor"
             )
         return counts.pop()
 
     @contextmanager
     def _opened(self, picture: str | StoredPicture) -> Iterator[tuple[Image.Image, Path | BytesIO]]:
-        """The picture and what it is read from; whatever Pillow finds wrong inside the block names the picture."""
+        """The picture, its header read, and what it is read from."""
         name, source = self._source(picture)
         try:
-            with _whole_files_only(), Image.open(source) as image:
+            with opened(source, name, self.processor.image_processor) as image:
                 yield image, source
-        except UNREADABLE as error:
-            raise ValueError(_unreadable(name, error)) from error
+        except ValueError as error:
+            raise ValueError(f"{error}; replace the file, or set on_bad_sample='skip'") from error
 
     def _source(self, picture: str | StoredPicture) -> tuple[str, Path | BytesIO]:
         """Returns a name for messages, and what Pillow opens."""
@@ -146,23 +132,6 @@ class PictureReader:
         path = self.find(picture)
         return str(path), path
 
-    def _pad_to_square(self, image: Image.Image) -> Image.Image:
-        side = max(image.size)
-        colour = tuple(int(value * 255) for value in self.processor.image_processor.image_mean)
-        square = Image.new("RGB", (side, side), colour)
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return square
-
-
-@contextmanager
-def _whole_files_only() -> Iterator[None]:
-    """Pillow's setting for pictures that are cut short as it comes; other libraries switch it for the whole process."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
 
 def _has_jpeg_end(source: Path | BytesIO) -> bool:
     if isinstance(source, BytesIO):
@@ -170,7 +139,3 @@ def _has_jpeg_end(source: Path | BytesIO) -> bool:
     with source.open("rb") as file:
         file.seek(max(source.stat().st_size - JPEG_TAIL, 0))
         return JPEG_END in file.read()
-
-
-def _unreadable(name: str, error: Exception) -> str:
-    return f"picture {name} cannot be read ({error}); replace the file, or set on_bad_sample='skip'"

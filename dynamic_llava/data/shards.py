@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json, regular_file
 from .pictures import StoredPicture
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
@@ -43,25 +43,15 @@ def read_shard(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: not an uncompressed tar file, cut short, no samples, two members of one name, or broken JSON.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no shard at {path}")
     members: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(regular_file(path, "shard"), "r:") as tar:
+            end = path.stat().st_size
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, field = name.partition(".")
-                kind = field.rpartition(".")[2].lower()
-                if not (member.isfile() and dot and stem) or kind not in (*PICTURES, "json"):
-                    continue
-                fields = members.setdefault(f"{folder}/{stem}".lstrip("/"), {})
-                if field in fields:
-                    raise ValueError(f"{path} has two members {member.name!r}; give every sample a key of its own")
-                if kind == "json":
-                    fields[field] = _json(tar.extractfile(member).read(), path, member.name)
-                else:
-                    fields[field] = ShardPicture(path, member.offset_data, member.size, f"{member.name} in {path}")
-    except tarfile.TarError as error:
+                if member.size < 0 or member.offset_data + member.size > end:
+                    raise tarfile.ReadError(f"{member.name!r} reaches beyond the end of the file")
+                _add_member(members, tar, member, path)
+    except (tarfile.TarError, EOFError, OverflowError, RecursionError, UnicodeError) as error:
         raise ValueError(
             f"{path} cannot be read as an uncompressed tar file ({error}); fetch it again, or unpack .gz with gunzip"
         ) from error
@@ -70,11 +60,21 @@ def read_shard(path: Path) -> list[dict[str, Any]]:
     return [_sample(key, fields) for key, fields in members.items()]
 
 
-def _json(content: bytes, path: Path, name: str) -> Any:
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} in {path} is not valid JSON ({error}); write the shard again") from error
+def _add_member(members: dict[str, dict[str, Any]], tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Notes a member under its key; its name is no path, and nothing is ever unpacked."""
+    folder, _, name = member.name.rpartition("/")
+    stem, dot, field = name.partition(".")
+    kind = field.rpartition(".")[2].lower()
+    # The bytes of a sparse member do not lie in one piece.
+    if not (member.isfile() and dot and stem) or member.issparse() or kind not in (*PICTURES, "json"):
+        return
+    fields = members.setdefault(f"{folder}/{stem}".lstrip("/"), {})
+    if field in fields:
+        raise ValueError(f"{path} has two members {member.name!r}; give every sample a key of its own")
+    if kind == "json":
+        fields[field] = parse_json(tar.extractfile(member).read(), f"{member.name} in {path}")
+    else:
+        fields[field] = ShardPicture(path, member.offset_data, member.size, f"{member.name} in {path}")
 
 
 def _sample(key: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def read_samples(files: Sequence[Path]) -> list[Any]:
     Raises:
         ValueError: a file of another kind, or a malformed one.
     """
-    parquet = [path for path in files if path.suffix == ".parquet" and path.is_file()]
+    parquet = [path for path in files if path.suffix == ".parquet" and not path.is_dir()]
     samples = read_parquet(parquet) if parquet else []
     for path in files:
         if path.is_dir():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import files
 from .pictures import StoredPicture
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS = 1000
+DATA_FILE = "data file of LLaVA conversations"
 
 
 def read_json(path: Path) -> list[Any]:
@@ -22,9 +25,9 @@ def read_json(path: Path) -> list[Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not a non-empty JSON list.
+        ValueError: as `files.read_json`, or the file is not a non-empty JSON list.
     """
-    samples = _parse(_text(path), str(path))
+    samples = files.read_json(path, DATA_FILE)
     if not isinstance(samples, list) or not samples:
         raise ValueError(f"{path} must hold a non-empty JSON list of samples, found {type(samples).__name__}")
     return samples
@@ -32,49 +35,41 @@ def read_json(path: Path) -> list[Any]:
 
 def read_json_lines(path: Path) -> list[Any]:
     """Returns the samples of a file with one JSON object per line; errors as `read_json`."""
-    lines = enumerate(_text(path).split("\n"), 1)
-    samples = [_parse(line, f"line {number} of {path}") for number, line in lines if line.strip()]
+    # Line ends of Unix, Windows and old Macs: inside JSON's strings none of them can stand as it is.
+    lines = enumerate(re.split(r"\r\n|\n|\r", files.read_text(path, DATA_FILE)), 1)
+    samples = [files.parse_json(line, f"line {number} of {path}") for number, line in lines if line.strip()]
     if not samples:
         raise ValueError(f"{path} must hold a sample on each line, found none")
     return samples
 
 
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"no data file at {path}; give the path of a LLaVA conversation JSON")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); is the download complete?") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}); is the download complete?") from error
-
-
 def read_parquet(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Returns the samples of parquet files, see `table_samples`; `datasets` keeps them mapped in its cache."""
-    library = _datasets()
-    import pyarrow
+    """Returns the samples of parquet files, see `table_samples`; `datasets` keeps them mapped in its cache.
 
-    try:
-        table = library.Dataset.from_parquet([str(path) for path in paths])
-    except (library.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid) as error:
-        reason = error.__cause__ or error
-        raise ValueError(f"{', '.join(map(str, paths))} cannot be read as parquet ({reason})") from error
-    return table_samples(table, ", ".join(map(str, paths)))
+    Raises:
+        FileNotFoundError, ValueError: a file that is not there, is none, or is damaged.
+        ImportError: no `datasets`.
+    """
+    library = _datasets()
+    source = ", ".join(map(str, paths))
+    with _damage(source, "as parquet"):
+        table = library.Dataset.from_parquet([str(files.regular_file(path, DATA_FILE)) for path in paths])
+    return table_samples(table, source)
 
 
 def read_saved(folder: Path) -> list[dict[str, Any]]:
     """Returns the samples of a folder written by `Dataset.save_to_disk`, see `table_samples`.
 
     Raises:
-        ValueError: the folder holds several splits.
+        ValueError: the folder holds several splits, or is damaged.
+        ImportError: no `datasets`.
     """
-    table = _datasets().load_from_disk(str(folder))
+    library = _datasets()
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            files.regular_file(path, DATA_FILE)
+    with _damage(str(folder), "as a folder of datasets.save_to_disk"):
+        table = library.load_from_disk(str(folder))
     if isinstance(table, dict):
         if len(table) > 1:
             raise ValueError(
@@ -90,6 +85,18 @@ def _datasets():
     except ImportError as error:
         raise ImportError("Reading parquet and saved data sets takes `datasets`: pip install datasets") from error
     return datasets
+
+
+@contextmanager
+def _damage(source: str, kind: str) -> Iterator[None]:
+    """`ValueError` for whatever `datasets` and pyarrow stumble over in a damaged file: they have no error for that."""
+    try:
+        yield
+    except (MemoryError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"{source} cannot be read {kind} ({reason}); copy or write it again") from error
 
 
 def table_samples(table: datasets.Dataset, source: str) -> list[dict[str, Any]]:
@@ -160,7 +167,8 @@ def _names(array: pyarrow.Array) -> list[Any]:
 
 def _turns(value: Any) -> Any:
     """Returns turns as a list, which older versions of `datasets` keep as `{"from": [...], "value": [...]}`."""
-    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
         return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     return value
 

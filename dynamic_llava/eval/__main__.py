@@ -37,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-selector", default="predictor", help="predictor or random")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--limit", type=int, help="first documents of each task only")
+    parser.add_argument(
+        "--image-aspect-ratio", help="pad, square or keep; default: as the model was trained, for a dense LLaVA pad"
+    )
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--device", help="torch device; default: the GPU where there is one")
     parser.add_argument("--seed", type=int, default=0, help="seed of random selectors")
@@ -72,6 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for notice in notices if rank == 0 else ():
         print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.
+    from ..checkpoints.aspect_ratio import check_aspect_ratio
     from ..checkpoints.source import find_folder
     from .conversations import data_root_at
     from .loading import SparsitySettings, load_model
@@ -85,6 +89,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
         args.output_selector,
         args.output_keep_rate,
     )
+    if args.image_aspect_ratio is not None:
+        check_aspect_ratio(args.image_aspect_ratio, "--image-aspect-ratio")
     options = EvaluationOptions(
         tasks, args.batch_size, args.limit, args.seed, args.tasks_dir, args.data_root, args.llava_prompts
     )
@@ -101,7 +107,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
             print(f"{len(store)} answers of an earlier run are taken over.", file=sys.stderr)
         device = args.device or default_device(world_size)
         evaluation = evaluate_tasks(
-            load_model(args.model, args.dtype, device), settings, options, manager, output, store
+            load_model(args.model, args.dtype, device, args.image_aspect_ratio),
+            settings,
+            options,
+            manager,
+            output,
+            store,
         )
     if evaluation is None:
         return

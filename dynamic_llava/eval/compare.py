@@ -43,6 +43,11 @@ class Run:
     results: dict[str, Any]
 
     @property
+    def aspect_ratio(self) -> str:
+        """How pictures became square; versions that did not note it cut out the middle."""
+        return self.results.get("image_aspect_ratio") or "square"
+
+    @property
     def row(self) -> str:
         """The paper's row that it is compared with: `dense` or `ours`."""
         return "dense" if self.results.get("dense") else "ours"
@@ -94,6 +99,7 @@ def compare(runs: Sequence[Run], paper: dict[str, Any], tolerance: float = 0.01)
     """
     limits = [(run.label, run.results["options"].get("limit")) for run in runs]
     notes = [f"{label}: only the first {limit} documents of each task." for label, limit in limits if limit]
+    notes += _picture_notes(runs)
     sections = [
         _paper_section(runs, paper, tolerance, notes),
         _metrics_section(runs, paper),
@@ -105,6 +111,15 @@ def compare(runs: Sequence[Run], paper: dict[str, Any], tolerance: float = 0.01)
     source = paper["source"]
     notes.append(f"Paper: {source['paper']}, {source['url']}.")
     return Comparison(title, [section for section in sections if section.rows], list(dict.fromkeys(notes)))
+
+
+def _picture_notes(runs: Sequence[Run]) -> list[str]:
+    """What sets runs apart from the paper, and perhaps from one another, in how pictures become square."""
+    cut = [run.label for run in runs if run.aspect_ratio != "pad"]
+    notes = [f"{label}: pictures cut to their middle; the paper pads them (--image-aspect-ratio pad)." for label in cut]
+    if 0 < len(cut) < len(runs):
+        notes.append("Runs that saw other pictures do not differ by their models alone.")
+    return notes
 
 
 def _paper_section(runs: Sequence[Run], paper: dict[str, Any], tolerance: float, notes: list[str]) -> Section:
@@ -189,7 +204,12 @@ def _efficiency_section(runs: Sequence[Run]) -> Section:
 
 def _settings_section(runs: Sequence[Run]) -> Section:
     """What was evaluated how; a setting in which the runs differ is marked."""
-    columns = [{"model": run.results["model"], **run.results["settings"], **run.results["options"]} for run in runs]
+    columns = [
+        {"model": run.results["model"], "image_aspect_ratio": run.aspect_ratio}
+        | run.results["settings"]
+        | run.results["options"]
+        for run in runs
+    ]
     rows = []
     for name in dict.fromkeys(name for column in columns for name in column):
         values = [column.get(name) for column in columns]

@@ -14,6 +14,8 @@ import datasets
 from lmms_eval.api.task import ConfigurableTask
 from PIL import Image
 
+from ..data.opening import open_picture
+
 ROOT_VARIABLE = "DYNAMIC_LLAVA_DATA_ROOT"
 DEFAULT_ROOT = "data/shapes"
 SHAPES_BUILD = "python -m dynamic_llava.data.shapes --output {root}"
@@ -144,5 +146,4 @@ class ConversationTask(ConfigurableTask):
 
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Image.Image]:
         """The one picture of the document."""
-        with Image.open(self.root / doc["image"]) as picture:
-            return [picture.convert("RGB")]
+        return [open_picture(self.root / doc["image"])]

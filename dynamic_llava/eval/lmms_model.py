@@ -60,7 +60,7 @@ class DynamicLlava(lmms):
         image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate: see `SparsitySettings`.
         batch_size: prompts per `generate` call.
         max_batch_size: taken because lmms-eval passes it; the batch size is not searched.
-        device, dtype: see `load_model`.
+        device, dtype, image_aspect_ratio: see `load_model`.
         store: where answers are kept as they come; those that it has are not generated again.
         seed: with a store, of the random selectors and of sampling, batch by batch: a batch is the same in a run that
             was cut off and in one that was not.
@@ -80,6 +80,7 @@ class DynamicLlava(lmms):
         dtype: str = "auto",
         store: ResponseStore | None = None,
         seed: int = 0,
+        image_aspect_ratio: str | None = None,
     ) -> None:
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -93,7 +94,8 @@ class DynamicLlava(lmms):
         self.settings = SparsitySettings(
             image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate
         )
-        self.loaded = pretrained if isinstance(pretrained, LoadedModel) else load_model(pretrained, dtype, device)
+        given = isinstance(pretrained, LoadedModel)
+        self.loaded = pretrained if given else load_model(pretrained, dtype, device, image_aspect_ratio)
         self._call_kwargs = self.loaded.call_kwargs(self.settings)
         self.records: list[RequestRecord] = []
         self.store = store
@@ -142,8 +144,9 @@ class DynamicLlava(lmms):
         """One key per request; a request that is repeated counts up."""
         seen: Counter[str] = Counter()
         keys = []
+        same = (asdict(self.settings), self.seed, self.loaded.image_aspect_ratio)
         for prompt, gen_kwargs, *_, doc_id, task, split in (request.args for request in requests):
-            key = response_key(task, split, doc_id, prompt, gen_kwargs, asdict(self.settings), self.seed)
+            key = response_key(task, split, doc_id, prompt, gen_kwargs, *same)
             keys.append(key if not seen[key] else f"{key}-{seen[key]}")
             seen[key] += 1
         return keys

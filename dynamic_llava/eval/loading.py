@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 import dynamic_llava  # noqa: F401  registers the model with the Auto classes
 
 from ..checkpoints import load_checkpoint, load_processor
+from ..checkpoints.aspect_ratio import KEEP, PAD, SQUARE, aspect_ratio_of, check_aspect_ratio, with_aspect_ratio
 from ..checkpoints.source import find_folder, is_adapter, read_config_file
 from ..configuration_dynamic_llava import check_keep_rate
 from ..model_kinds import is_published
@@ -75,6 +76,11 @@ class LoadedModel:
         return self.model.config.model_type == "llava"
 
     @property
+    def image_aspect_ratio(self) -> str:
+        """How its pictures become square: `pad` or `square`."""
+        return aspect_ratio_of(self.processor) or SQUARE
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.model.device
@@ -97,27 +103,46 @@ class LoadedModel:
         return settings.image_keep_rate or (sparsity.image_keep_rate if sparsity.image_predictor else 1.0)
 
 
-def load_model(path: str | Path, dtype: str = "auto", device: str | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, dtype: str = "auto", device: str | None = None, image_aspect_ratio: str | None = None
+) -> LoadedModel:
     """Load a Dynamic-LLaVA or stock LLaVA checkpoint with its processor, ready for inference.
 
     Args:
         path: folder, or name on the hub, also `repository@revision`.
         dtype: `auto` (as saved) or a torch floating point type such as `bfloat16`.
         device: torch device; None means the first GPU where there is one.
+        image_aspect_ratio: see `evaluation_processor`.
 
     Raises:
         FileNotFoundError: no such folder or hub name, or a folder without a model.
-        ValueError: another kind of model, or an unknown dtype.
+        ValueError: another kind of model, or an unknown dtype or aspect ratio.
     """
     path = str(path)
     torch_dtype = _parse_dtype(dtype)
+    if image_aspect_ratio is not None:
+        check_aspect_ratio(image_aspect_ratio)
     folder = find_folder(path)
     if is_adapter(folder):
         model = load_checkpoint(path, dtype=torch_dtype)
     else:
         model = _load_whole(path, folder, torch_dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(path, model.to(device).eval(), load_processor(path))
+    return LoadedModel(path, model.to(device).eval(), evaluation_processor(path, image_aspect_ratio))
+
+
+def evaluation_processor(path: str | Path, image_aspect_ratio: str | None = None) -> ProcessorMixin:
+    """The processor that a checkpoint is evaluated with.
+
+    Args:
+        path: as for `load_model`.
+        image_aspect_ratio: of `IMAGE_ASPECT_RATIOS`; None takes what the checkpoint was trained with, and `pad`, as
+            LLaVA-1.5 evaluates, where it does not say: stock LLaVA in Hugging Face's layout would cut the middle out.
+    """
+    processor = load_processor(path)
+    if image_aspect_ratio is None:
+        image_aspect_ratio = PAD if aspect_ratio_of(processor) is None else KEEP
+    return with_aspect_ratio(processor, image_aspect_ratio)
 
 
 def _load_whole(path: str, folder: Path, dtype: str | torch.dtype) -> PreTrainedModel:

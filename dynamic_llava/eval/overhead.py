@@ -26,9 +26,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import CLIPImageProcessor, LlavaProcessor
+from transformers import LlavaImageProcessorPil, LlavaProcessor
 
 from ..checkpoints import load_processor
+from ..data.opening import open_picture
 from ..efficiency.machine import machine_facts
 from ..efficiency.option_flags import command_line
 from ..efficiency.shapes import build_config
@@ -114,7 +115,7 @@ class Bench:
         started = time.perf_counter()
         for start in range(0, len(samples), size):
             batch = samples[start : start + size]
-            pictures = [[Image.open(self.folder / sample["image"])] for sample in batch]
+            pictures = [[open_picture(self.folder / sample["image"])] for sample in batch]
             encode_prompts(self.loaded.processor, [QUESTION] * len(batch), pictures)
         return time.perf_counter() - started
 
@@ -141,8 +142,9 @@ def build_bench(folder: Path, processor_folder: str, documents: int, batch_size:
 def llava_processor(folder: str) -> LlavaProcessor:
     """The tokenizer and template of `folder` with LLaVA-1.5's pictures: 336 pixels, 576 tokens."""
     small = load_processor(folder)
+    size = {"height": 336, "width": 336}
     return LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
+        image_processor=LlavaImageProcessorPil(size={"shortest_edge": 336}, crop_size=size, do_pad=True),
         tokenizer=small.tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",

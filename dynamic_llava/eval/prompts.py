@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..chat_template import IMAGE_TOKEN
+from ..data.opening import for_processor
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", "min_new_tokens")
@@ -18,13 +19,13 @@ def encode_prompts(processor: Any, contexts: Sequence[str], visuals: Sequence[Se
     """Chat prompts of one user turn each, padded on the left, as the processor's batch.
 
     Raises:
-        ValueError: a context names another number of images than it has.
+        ValueError: a context names another number of images than it has, or an image cannot be worked on.
     """
     texts = []
     for context, images in zip(contexts, visuals, strict=True):
         message = [{"role": "user", "content": _user_content(context, len(images))}]
         texts.append(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    flat = [image.convert("RGB") for images in visuals for image in images]
+    flat = for_processor([image for images in visuals for image in images], processor.image_processor)
     bos = processor.tokenizer.bos_token
     return processor(
         images=flat or None,

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from ..data.opening import open_picture
 from ..decisions import PREDICTOR
 from ..efficiency.flops import image_tokens_per_image, kv_cache_bytes, predictor_flops, prefill_flops
 from .conversations import FILES, data_root, data_root_at, read_documents
@@ -131,9 +131,11 @@ def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> lis
         if document["kind"] not in chosen and document["image"] not in seen:
             chosen[document["kind"]] = document
             seen.add(document["image"])
+    asked = enumerate(list(chosen.values())[:count])
+    pictures = ((index, d, open_picture(root / d["image"])) for index, d in asked)
     return [
-        view_patches(loaded, _open(root / d["image"]), d["question"], d["answer"], seed + index, (PREDICTOR, "random"))
-        for index, d in enumerate(list(chosen.values())[:count])
+        view_patches(loaded, picture, d["question"], d["answer"], seed + index, (PREDICTOR, "random"))
+        for index, d, picture in pictures
     ]
 
 
@@ -141,12 +143,7 @@ def word_view(loaded: LoadedModel) -> WordView:
     """Kept words of the description that the model writes for the first held-out picture."""
     root = data_root()
     document = read_documents(root, DESCRIBE_TASK)[0]
-    return view_words(loaded, _open(root / document["image"]), document["question"])
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    return view_words(loaded, open_picture(root / document["image"]), document["question"])
 
 
 def screen_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -183,7 +180,9 @@ def make_report(
         ValueError: `base` is not dense, or `run` is.
     """
     check_data([VQA_TASK, DESCRIBE_TASK])
-    loaded = {True: load_model(base, dtype, device), False: load_model(run, dtype, device)}
+    sparse = load_model(run, dtype, device)
+    # Both are shown their pictures in the same way: in the run's.
+    loaded = {True: load_model(base, dtype, device, sparse.image_aspect_ratio), False: sparse}
     for dense, model in loaded.items():
         if model.is_dense != dense:
             wanted = "--base must be a dense LLaVA" if dense else "--run must be a Dynamic-LLaVA checkpoint"
@@ -199,6 +198,7 @@ def make_report(
         "base": base,
         "data_root": str(data_root()),
         "options": {**asdict(options), "num_descriptions": num_descriptions},
+        "image_aspect_ratio": sparse.image_aspect_ratio,
         "sparsity": loaded[False].model.config.to_dict()["sparsity"],
         "environment": environment(loaded[False]),
         "rows": rows,

@@ -55,7 +55,7 @@ class Evaluation:
     """Results with the settings that made them. `metrics` maps task -> metric -> value, `samples` task -> documents,
     `efficiency` task -> what `costs.summarize` gives.
 
-    `dense` tells the baseline, a stock LLaVA, from a model that drops tokens.
+    `dense` tells the baseline, a stock LLaVA; `image_aspect_ratio` how pictures became square, see `loading`.
     """
 
     model: str
@@ -67,12 +67,14 @@ class Evaluation:
     records: list[dict[str, Any]] = field(repr=False)
     efficiency: dict[str, dict[str, float | None]] = field(default_factory=dict)
     dense: bool = False
+    image_aspect_ratio: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, ready for JSON."""
         return {
             "model": self.model,
             "dense": self.dense,
+            "image_aspect_ratio": self.image_aspect_ratio,
             "settings": asdict(self.settings),
             "options": asdict(self.options),
             "metrics": self.metrics,
@@ -201,6 +203,7 @@ def evaluate_tasks(
         [asdict(record) for record in records],
         in_order(summarize(records, loaded, settings), options.tasks),
         loaded.is_dense,
+        loaded.image_aspect_ratio,
     )
 
 

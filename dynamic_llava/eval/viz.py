@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..token_spans import IGNORE_INDEX, image_token_mask
@@ -26,7 +26,8 @@ GAP = 12
 
 @dataclass(frozen=True)
 class PatchView:
-    """One held-out image: its question, reference, the model's answer and the kept patches by selector."""
+    """One held-out image as the model sees it: its question, reference, the model's answer and the kept patches by
+    selector."""
 
     picture: Image.Image
     question: str
@@ -61,7 +62,15 @@ def view_patches(
         kept[selector] = (image if mask is None else mask)[image].bool().tolist()
     sequence = loaded.model.generate(**inputs, max_new_tokens=16, do_sample=False)[0]
     answer = loaded.processor.tokenizer.decode(sequence[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return PatchView(picture, question, reference, answer.strip(), kept)
+    seen = seen_picture(inputs["pixel_values"][0], loaded.processor.image_processor)
+    return PatchView(seen, question, reference, answer.strip(), kept)
+
+
+def seen_picture(pixel_values: Tensor, image_processor) -> Image.Image:
+    """The square picture that the model sees, on which its patches lie, of `pixel_values (3, H, W)`."""
+    mean, std = (torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std"))
+    pixels = (pixel_values.float().cpu() * std + mean).clamp(0, 1) * 255
+    return Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
 
 
 @torch.inference_mode()
@@ -147,7 +156,7 @@ def word_sheet(view: WordView, width: int = 900) -> Image.Image:
         places.append((x, y, x + length, piece, keep))
         x += length
     sheet = Image.new("RGB", (width, max(y + line + GAP, PANEL + 2 * GAP)), PAPER)
-    sheet.paste(view.picture.convert("RGB").resize((PANEL, PANEL), Image.Resampling.BICUBIC), (GAP, GAP))
+    sheet.paste(ImageOps.pad(view.picture.convert("RGB"), (PANEL, PANEL), color=PAPER), (GAP, GAP))
     pen = ImageDraw.Draw(sheet)
     pen.text((left, 12), f"{view.question}  ({sum(view.kept)} of {len(view.kept)} tokens kept)", INK, small)
     for x, y, right, piece, keep in places:

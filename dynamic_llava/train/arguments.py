@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio
 from .schedules import KEEP_RATE_SCHEDULES
 
 
@@ -73,7 +74,12 @@ class DataArguments:
         },
     )
     max_length: int = field(default=2048, metadata={"help": "Tokens per sample, image tokens included."})
-    image_aspect_ratio: str = field(default="pad", metadata={"help": "pad to a square, as LLaVA-1.5, or keep."})
+    image_aspect_ratio: str = field(
+        default=PAD,
+        metadata={
+            "help": "pad to a square, as LLaVA-1.5; square: cut out the middle; keep: as the base's processor does."
+        },
+    )
     eval_file: list[str] | None = field(
         default=None, metadata={"help": "Held-out data, as train_file; scored as eval_strategy and eval_steps say."}
     )
@@ -90,6 +96,7 @@ class DataArguments:
     report_descriptions: int | None = field(default=None, metadata={"help": "Held-out descriptions in the report."})
 
     def __post_init__(self) -> None:
+        check_aspect_ratio(self.image_aspect_ratio)
         if (self.shapes is not None or self.report) and not self.image_folder:
             raise ValueError("The embedded data is made in, and reported on from, image_folder; set it.")
 

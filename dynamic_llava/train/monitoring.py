@@ -13,8 +13,9 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..data.conversation import parse_turns
-from ..data.dataset import ConversationDataset, pictures_of
+from ..data.dataset import ConversationDataset
 from ..data.mixture import MixtureDataset
+from ..data.samples import pictures_of
 from ..efficiency.machine import peak_bytes
 from ..eval.loading import LoadedModel
 from ..eval.viz import patch_sheet, view_patches
@@ -64,7 +65,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture of the data as the model sees it, with what is asked and answered about it."""
+    """A picture of the data, with what is asked and answered about it."""
 
     picture: Image.Image
     question: str

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from ..checkpoints.load import load_processor, published_model_config
+from ..checkpoints.load import published_model_config
 from ..checkpoints.source import find_folder, open_source, read_config_file
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..data import open_dataset
@@ -20,6 +20,7 @@ from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from .config import StageConfig, engine_of, is_fsdp
 from .lora import add_adapters
+from .processor import stage_processor
 from .schedules import gumbel_tau, keep_rate
 from .trainer import freeze, parameter_groups
 
@@ -200,7 +201,7 @@ def count_samples(config: StageConfig) -> int | None:
     """Samples of an epoch, None where the data is not there yet."""
     data = config.data
     try:
-        processor = load_processor(config.model.base_model)
+        processor = stage_processor(config)
         return len(
             open_dataset(
                 data.train_file,

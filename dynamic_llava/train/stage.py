@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..chat_template import ASSISTANT, USER, marker_ids
-from ..checkpoints import load_checkpoint, load_processor
+from ..checkpoints import load_checkpoint
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
 from .checkpointing import (
     check_same_config,
@@ -33,6 +33,7 @@ from .gradients import gradient_report
 from .interruption import StopOnSignal
 from .lora import add_adapters, quantization
 from .monitoring import KeptPatches, examples_of
+from .processor import stage_processor
 from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 
 
@@ -68,7 +69,6 @@ def open_data(config: StageConfig, processor, files: list[str] | None = None) ->
         on_bad_sample=config.data.on_bad_sample,
         require_image=config.data.require_image,
         output_turns=config.data.output_turns,
-        image_aspect_ratio="pad" if config.data.image_aspect_ratio == "pad" else None,
     )
 
 
@@ -78,7 +78,7 @@ def report_gradients(config: StageConfig, batches: int) -> list[dict[str, float]
     unset_hf_deepspeed_config()
     args = config.training
     set_seed(args.seed)
-    processor = load_processor(config.model.base_model)
+    processor = stage_processor(config)
     loader = torch.utils.data.DataLoader(
         open_data(config, processor),
         batch_size=args.per_device_train_batch_size,
@@ -99,7 +99,7 @@ def train(config: StageConfig) -> StageTrainer:
             "only one (CUDA_VISIBLE_DEVICES)."
         )
     set_seed(args.seed)
-    processor = load_processor(config.model.base_model)
+    processor = stage_processor(config)
     dataset = open_data(config, processor)
     if args.deepspeed and torch.distributed.is_initialized():
         # ZeRO-3 shards the weights while they are loaded, which is before Trainer tells DeepSpeed about the ranks.

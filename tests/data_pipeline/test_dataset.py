@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import LlavaProcessor
 
+from dynamic_llava.checkpoints.aspect_ratio import with_aspect_ratio
 from dynamic_llava.data import IGNORE_INDEX, LlavaCollator, LlavaJsonDataset
 
 from .conftest import talk
@@ -61,12 +62,10 @@ def test_pixels_are_the_processors_own(write_samples: Writer, processor: LlavaPr
 
 
 def test_padding_to_a_square_keeps_the_whole_picture(write_samples: Writer, processor: LlavaProcessor) -> None:
-    path = write_samples([ONE])
-    padded = LlavaJsonDataset(path, None, processor, image_aspect_ratio="pad")[0]["pixel_values"][0]
+    padding = with_aspect_ratio(processor, "pad")
+    padded = LlavaJsonDataset(write_samples([ONE]), None, padding)[0]["pixel_values"][0]
     assert padded[:, :24].abs().max() < 0.03, "the mean colour is about zero after normalisation"
     assert padded[:, 48:80].std() > 0.1
-    with pytest.raises(ValueError, match="'anyres'"):
-        LlavaJsonDataset(path, None, processor, image_aspect_ratio="anyres")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import LlavaProcessor
 
+from dynamic_llava.checkpoints.aspect_ratio import with_aspect_ratio
 from dynamic_llava.data.pictures import PictureReader, StoredPicture
 
 from .conftest import noise
@@ -88,13 +89,12 @@ def test_other_files_are_no_pictures(tmp_path: Path, processor: LlavaProcessor) 
 
 def test_tokens_of_a_picture_are_known_beforehand(tmp_path: Path, processor: LlavaProcessor) -> None:
     assert PictureReader(processor, []).tokens_per_picture() == 64
-    assert PictureReader(processor, [], "pad").tokens_per_picture() == 64
     uncropped = copy(processor)
     uncropped.image_processor = deepcopy(processor.image_processor)
     uncropped.image_processor.do_center_crop = False
-    assert PictureReader(uncropped, [], "pad").tokens_per_picture() == 64
-    with pytest.raises(ValueError, match=r"64 to 128 tokens.*image_aspect_ratio='pad'"):
+    with pytest.raises(ValueError, match=r"64 to 128 tokens.*image_aspect_ratio=pad"):
         PictureReader(uncropped, []).tokens_per_picture()
+    assert PictureReader(with_aspect_ratio(uncropped, "pad"), []).tokens_per_picture() == 64
     bare = copy(processor)
     bare.patch_size = None
     with pytest.raises(ValueError, match="no patch_size"):
@@ -105,7 +105,7 @@ def test_what_another_library_asks_of_pillow_changes_nothing(monkeypatch) -> Non
     """lmms-eval lets Pillow fill pictures that are cut short with grey, in the whole process."""
     from PIL import ImageFile
 
-    from dynamic_llava.data.pictures import _whole_files_only
+    from dynamic_llava.data.opening import _whole_files_only
 
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with _whole_files_only():

@@ -127,7 +127,7 @@ WRITERS = {
 def test_every_kind_of_file_gives_the_same_samples(
     folder: Path, processor: LlavaProcessor, writer: Any, require_image: bool
 ) -> None:
-    options = {"image_aspect_ratio": "pad", "require_image": require_image}
+    options = {"require_image": require_image}
     expected = open_dataset(write_json(folder, "expected.json"), folder / "images", processor, **options)
     found = open_dataset(writer(folder), folder / "images", processor, **options)
     assert isinstance(found, ConversationDataset)

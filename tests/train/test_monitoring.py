@@ -74,7 +74,7 @@ def test_examples_are_of_any_form_of_data(shapes):  # noqa: F811
         plain = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
         samples = [{"id": "t", "conversations": plain}]
         samples += [{"id": str(n), "image": p, "conversations": talk} for n, p in enumerate(pictures)]
-        return ConversationDataset(samples, "rows", folder, processor, image_aspect_ratio="pad")
+        return ConversationDataset(samples, "rows", folder, processor)
 
     broken = Kept("broken", b"no picture")
     found = examples_of(MixtureDataset([part(), part(broken, Kept("row 1", content))], [1.0, 1.0]))

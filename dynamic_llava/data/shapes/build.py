@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+from ...files import read_json_object, write_atomically
 from .describe import describe
 from .draw import draw_scene
 from .questions import EMBEDDED_KINDS, ask, ask_many
@@ -71,16 +72,17 @@ def build_shapes(
         rng = np.random.default_rng([seed, index])
         samples |= _build_split(output, split, arguments, rng)
     for name, rows in samples.items():
-        _write_json(output / f"{name}.json", rows)
-    _write_json(output / INFO_FILE, arguments | {"samples": {name: len(rows) for name, rows in samples.items()}})
+        write_atomically(output / f"{name}.json", json.dumps(rows, indent=1))
+    counts = {"samples": {name: len(rows) for name, rows in samples.items()}}
+    write_atomically(output / INFO_FILE, json.dumps(arguments | counts, indent=1))
     return output
 
 
 def _is_built(output: Path, arguments: dict, overwrite: bool) -> bool:
     """Says whether the folder already holds this data; clears what an interrupted or replaced build left."""
     info = output / INFO_FILE
-    if info.is_file():
-        found = json.loads(info.read_text())
+    if info.exists():
+        found = read_json_object(info, "description of the shapes")
         found.pop("samples", None)
         if found == arguments:
             return True
@@ -90,15 +92,20 @@ def _is_built(output: Path, arguments: dict, overwrite: bool) -> bool:
                 "choose another folder or pass overwrite"
             )
         info.unlink()
-    elif output.exists() and any(path.name not in _own_names() for path in output.iterdir()):
+    elif output.exists() and not all(_is_own(path.name) for path in output.iterdir()):
         raise ValueError(f"{output} holds files that are not shapes; choose an empty folder")
     shutil.rmtree(output / "images", ignore_errors=True)
+    for path in output.glob(".*.part"):
+        path.unlink()
     return False
 
 
-def _own_names() -> set[str]:
-    files = {f"{name}.json" for name in ("train", "val_vqa", "val_describe", "test_vqa", "test_describe")}
-    return {"images", *files, *(f"{name}.part" for name in (*files, INFO_FILE))}
+def _is_own(name: str) -> bool:
+    """Whether a build writes `name` into its folder, or leaves it there when it is killed."""
+    files = ("train", "val_vqa", "val_describe", "test_vqa", "test_describe")
+    written = {f"{file}.json" for file in files} | {INFO_FILE}
+    unfinished = re.fullmatch(r"\.(.+)\.\d+\.part", name)
+    return name == "images" or (unfinished[1] if unfinished else name) in written
 
 
 def _build_split(output: Path, split: str, arguments: dict, rng: np.random.Generator) -> dict[str, list[dict]]:
@@ -135,10 +142,3 @@ def _sample(name: str, image: str, talk: list[tuple[str, str]], kind: str | None
         conversations += [{"from": "human", "value": f"{opening}{question}"}, {"from": "gpt", "value": answer}]
     sample = {"id": name, "image": image, "conversations": conversations}
     return sample if kind is None else sample | {"kind": kind}
-
-
-def _write_json(path: Path, value: object) -> None:
-    """Writes beside the file and renames, so that no reader finds half of it."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+from PIL import Image
+
+from ...data.opening import open_picture
 
 IMAGE_COLUMN = "image"
 
@@ -85,7 +89,18 @@ def image_dataset(documents: Sequence[dict[str, Any]]) -> datasets.Dataset:
     # From a list: the JSON reader of `datasets` would turn answers that look like dates into timestamps.
     table = datasets.Dataset.from_list(list(documents))
     several = any(isinstance(document[IMAGE_COLUMN], list) for document in documents)
-    return table.cast_column(IMAGE_COLUMN, datasets.List(datasets.Image()) if several else datasets.Image())
+    return table.cast_column(IMAGE_COLUMN, datasets.List(Picture()) if several else Picture())
+
+
+@dataclass
+class Picture(datasets.Image):
+    """Changes from `datasets.Image`:
+    - a path is opened as every picture of ours is: no formats but those that are meant, bounded sizes, upright RGB.
+    """
+
+    def decode_example(self, value: dict[str, Any], token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
+        """The picture of `{"path"}`."""
+        return open_picture(value["path"]) if isinstance(value, dict) else value
 
 
 def _images(document: dict[str, Any]) -> list[Any]:
