@@ -17,6 +17,8 @@ LAYERS = {
     "chat_template": 0,
     "files": 0,
     "errors": 0,
+    "cli": 0,
+    "packages": 0,
     "model_card": 0,
     "compat": 0,
     "configuration_dynamic_llava": 1,
