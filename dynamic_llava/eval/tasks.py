@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import lmms_eval.models
 import lmms_eval.tasks
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
+from tenacity import RetryError
 
 import dynamic_llava
 
@@ -94,7 +96,7 @@ def task_manager_for(
         ValueError: no name given, or an unknown one (the nearest names are offered).
     """
     folder = Path(tasks_dir or DEFAULT_TASKS_DIR)
-    if not any(folder.glob("*.yaml")):
+    if not folder.is_dir() or not any(folder.glob("*.yaml")):
         raise FileNotFoundError(f"No task files in {folder}; pass --tasks-dir with the repository's eval/tasks folder.")
     if not names:
         raise ValueError("No task given; pass for example --tasks shapes_vqa,shapes_describe.")
@@ -140,3 +142,16 @@ def check_hub_access(manager: BenchmarkTasks, names: Sequence[str]) -> None:
                     f"lmms-eval fetches {task} with a token of the Hugging Face hub and there is none; run `hf auth "
                     "login` or set HF_TOKEN, or evaluate local files (--data-root, see eval/prepare_data.py)."
                 )
+
+
+@contextmanager
+def plain_errors(tasks: Sequence[str]) -> Iterator[None]:
+    """`ValueError` with what really went wrong: lmms-eval tries reading and scoring several times and then hides it."""
+    try:
+        yield
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        raise ValueError(
+            f"lmms-eval could not read or score {', '.join(tasks)}: {cause!r}. Where the hub is out of reach, evaluate "
+            "local files (--data-root, see eval/prepare_data.py)."
+        ) from cause

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dynamic_llava.errors import ExitStatus
 from dynamic_llava.eval.__main__ import main
 from dynamic_llava.eval.lmms_model import DynamicLlava
 from dynamic_llava.eval.responses import ResponseStore, checkpoint_fingerprint, response_key
@@ -79,8 +80,7 @@ def test_cut_off_and_resumed_is_the_same(evaluate, stop_after, tmp_path, options
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert evaluate(whole, *options) == 0
     stop_after(2)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(parts, *options)
+    assert evaluate(parts, *options) == ExitStatus.INTERRUPTED
     assert not (parts / "results.json").exists()
     answered = stop_after(None)
     assert evaluate(parts, *options, "--resume") == 0
@@ -157,7 +157,7 @@ def test_broken_line_in_the_middle_is_named(evaluate, tmp_path, capsys):
     lines = file.read_text().splitlines(keepends=True)
     lines[4] = lines[4][:30] + "\n"
     file.write_text("".join(lines))
-    assert evaluate(tmp_path, "--resume") == 1
+    assert evaluate(tmp_path, "--resume") == 2
     message = capsys.readouterr().err
     assert "responses.jsonl line 5 is broken" in message
     assert "--resume" in message
@@ -171,7 +171,7 @@ def test_changed_checkpoint_is_refused(run_folder, shapes_folder, tmp_path, caps
     assert main([*arguments, "--resume"]) == 0
     weights = load_file(model / "model.safetensors")
     save_file({name: weight + 0.01 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    assert main([*arguments, "--resume"]) == 1
+    assert main([*arguments, "--resume"]) == 2
     message = capsys.readouterr().err
     assert "responses.jsonl" in message
     assert "before it changed" in message
