@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -68,11 +69,12 @@ def run_command(command: Callable[..., int | None], *arguments) -> int:
 
 def _status_of(error: BaseException) -> int:
     """The status of a command that ended with `error`, after saying so; those of argparse and such pass through."""
-    lost = isinstance(error, OSError) and _output_is_lost()
-    # What rich makes of it.
-    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
-        return ExitStatus.NO_READER
-    if isinstance(error, BrokenPipeError) and lost:
+    # rich makes a SystemExit of it.
+    broken = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
+    nobody_reads = broken and (isinstance(error, SystemExit) or _has_no_reader(1) or _has_no_reader(2))
+    if isinstance(error, OSError):
+        _drop_lost_output()
+    if nobody_reads:
         return ExitStatus.NO_READER
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, "number", signal.SIGINT)
@@ -109,11 +111,12 @@ def end_quietly_on_interrupt() -> None:
 
 
 def starts_a_command() -> bool:
-    """Whether the package is imported because `python -m dynamic_llava...` is starting."""
-    words = sys.orig_argv
-    if sys.argv[:1] != ["-m"] or "-m" not in words[:-1]:
-        return False
-    return words[words.index("-m") + 1].split(".")[0] == __package__
+    """Whether the package is imported because `python -m dynamic_llava...`, or a script of ours, is starting."""
+    words, script = sys.orig_argv, getattr(sys.modules.get("__main__"), "__file__", None)
+    if sys.argv[:1] == ["-m"] and "-m" in words[:-1]:
+        return words[words.index("-m") + 1].split(".")[0] == __package__
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return bool(script) and os.path.dirname(os.path.abspath(script)) in {f"{root}/eval", f"{root}/scripts"}
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
@@ -155,18 +158,25 @@ def _deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _output_is_lost() -> bool:
-    """Whether stdout takes nothing any more; then it is led into nothing, or Python would complain of it at its end."""
+def _has_no_reader(stream: int) -> bool:
+    """Whether the descriptor `stream` is a pipe that nobody reads any more."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _drop_lost_output() -> None:
+    """Lead a stdout that takes nothing any more into nothing, or Python would complain of it at its end."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-        return False
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, sys.stdout.fileno())
             os.close(nothing)
-        return True
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
