@@ -171,7 +171,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("runs", nargs="+", type=text, help="results.json of evaluations, or the folders that hold them")
     parser.add_argument("--output", type=text, help="folder for compare.md and .html (default: that of the first run)")
-    parser.add_argument("--tolerance", type=real(least=0), default=0.01, help="relative difference marked (0.01)")
+    parser.add_argument("--tolerance", type=real(0, 100), default=0.01, help="relative difference marked (0.01)")
     args = parser.parse_args(arguments)
     runs = load_runs(args.runs)
     comparison = compare(runs, read_json_object(PAPER, "record of the paper's figures"), args.tolerance)
