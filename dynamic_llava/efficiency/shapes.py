@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from ..cli import rate, text, whole
 from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..files import read_json_object
 
 CLIP_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 # 576 image tokens as in LLaVA-1.5, a tower small enough not to hide the decoder.
@@ -131,10 +132,15 @@ def load_config(folder: str | Path) -> DynamicLlavaConfig:
 
     Raises:
         FileNotFoundError: the folder holds no `config.json`.
+        ValueError: the file is no configuration.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"No config.json in {folder}; pass a checkpoint folder, or --shape {'|'.join(SHAPES)}.")
-    return DynamicLlavaConfig.from_pretrained(folder)
+    values = read_json_object(Path(folder) / "config.json", "configuration")
+    try:
+        return DynamicLlavaConfig.from_dict(values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/config.json is no configuration of LLaVA ({error}); copy it again.") from error
 
 
 def stock_config(config: DynamicLlavaConfig) -> LlavaConfig:

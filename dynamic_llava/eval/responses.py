@@ -31,7 +31,7 @@ def checkpoint_fingerprint(path: str | Path) -> str:
     configs = {file for pattern in CONFIG_PATTERNS for file in folder.glob(pattern) if file.is_file()}
     for file in sorted(configs):
         digest.update(file.name.encode() + file.read_bytes())
-    weights = {file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)}
+    weights = {file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern) if file.is_file()}
     for file in sorted(weights):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
