@@ -237,6 +237,14 @@ def test_a_command_names_the_package_that_it_lacks(package, arguments, monkeypat
     assert f"package {package}, which is missing; pip install '" in one_line(capsys)
 
 
+@pytest.mark.parametrize("text", ["a: [", "- a", "task: [x]", "task: x", "task: x\nclass: !function nothing.Class"])
+def test_task_files_that_are_none(text, tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(text)
+    arguments = ["--model=assets/tiny-llava", "--tasks=x", f"--tasks-dir={tmp_path}", f"--output={tmp_path}/out"]
+    assert call("dynamic_llava.eval.__main__", *arguments) == ExitStatus.BAD_INPUT
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:x", "meta"])
 def test_devices_that_are_not_there(device, capsys):
     assert call("dynamic_llava.efficiency.__main__", "score", "--shape=tiny", f"--device={device}") == 2
