@@ -1,5 +1,12 @@
 """Dynamic-LLaVA on stock transformers: public names, and registration with the Auto classes."""
 
+from .errors import end_quietly_on_interrupt, starts_a_command
+
+# isort: split
+if starts_a_command():
+    # What follows takes seconds.
+    end_quietly_on_interrupt()
+
 from transformers import (
     AutoConfig,
     AutoModel,

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import yaml
 
 BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+LONGEST_NAME = 255
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -41,6 +42,31 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file (a pipe, socket or device)"
         raise ValueError(f"{path} is {kind}; give the path of a {what}.")
     return path
+
+
+def inside(folder: str | Path, name: str, where: str, *, or_absolute: bool = False) -> Path:
+    """Returns the path of `name`, which a data file gives, below `folder`; symlinks in the folder are its owner's.
+
+    Args:
+        folder: what the name must not lead out of.
+        name: relative, `/` between its parts.
+        where: what messages call the place of the name, such as "FILE row 3".
+        or_absolute: take absolute paths as they are, where our own commands write them.
+
+    Raises:
+        ValueError: no name of a file below the folder: another type, empty, absolute, with `..` or a drive, also in the
+            spelling of another system, or with characters that no file has.
+    """
+    if or_absolute and isinstance(name, str) and os.path.isabs(name) and "\0" not in name:
+        return Path(name)
+    parts = re.split(r"[/\\]", name) if isinstance(name, str) else [""]
+    wrong = not any(part.strip() not in ("", ".") for part in parts) or ".." in (part.strip() for part in parts)
+    # A drive also where it stands alone: C:name is relative to another folder.
+    wrong = wrong or not parts[0].strip() or bool(re.match(r"[A-Za-z]:", parts[0])) or "\0" in name
+    if wrong or any(len(part.encode(errors="surrogatepass")) > LONGEST_NAME for part in parts):
+        shown = repr(name) if len(repr(name)) < 80 else f"{repr(name)[:77]}..."
+        raise ValueError(f"{where}: {shown} is no name of a file below {folder}; correct it, or download it again.")
+    return Path(folder) / name
 
 
 def read_text(path: str | Path, what: str = "file") -> str:
@@ -130,6 +156,28 @@ def read_yaml_mapping(path: str | Path, what: str = "configuration") -> dict[str
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path} must hold 'key: value' lines, found a {type(values).__name__}.")
     return values
+
+
+def output_folder(path: str | Path, what: str = "--output") -> Path:
+    """Returns the folder `path`, made where it is missing; to be called before the work whose results go there.
+
+    Args:
+        path: the folder.
+        what: what messages call it.
+
+    Raises:
+        ValueError: a file is in its place or above it, or nothing can be written into it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path, os.W_OK | os.X_OK)
+        reason = "no permission"
+    except (OSError, ValueError) as error:
+        writable, reason = False, getattr(error, "strerror", None) or str(error)
+    if not writable:
+        raise ValueError(f"{what} {path} is no folder that files can be written into ({reason}); name another one.")
+    return path
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

@@ -7,12 +7,15 @@ where the page and the records differ.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from dynamic_llava.cli import Parser
+from dynamic_llava.errors import ExitStatus, run_command
+from dynamic_llava.files import read_json_object, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPECTED = ROOT / "eval" / "expected"
@@ -26,7 +29,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def read(name: str) -> dict[str, Any]:
     """The recorded result `name`."""
-    return json.loads((EXPECTED / name).read_text())
+    return read_json_object(EXPECTED / name, "recorded result")
 
 
 def percent(fraction: float) -> str:
@@ -137,20 +140,24 @@ def render(page: str) -> str:
     return page
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status, see `errors.ExitStatus`: 1 where `--check` finds a difference."""
+    return run_command(_run, arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> ExitStatus:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     path = ROOT / "README.md"
-    page = path.read_text()
+    page = read_text(path)
     made = render(page)
-    if check:
-        if made != page:
-            print("README.md differs from eval/expected; run python scripts/readme_tables.py", file=sys.stderr)
-        return int(made != page)
-    path.write_text(made)
-    return 0
+    if not check:
+        write_atomically(path, made)
+    elif made != page:
+        print("README.md differs from eval/expected; run python scripts/readme_tables.py", file=sys.stderr)
+        return ExitStatus.FINDINGS
+    return ExitStatus.DONE
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 die() {
     echo "setup: $1" >&2
-    exit 1
+    exit 2
 }
 
 has_everything() {

@@ -24,10 +24,10 @@ elif [ -n "${ACCELERATE:-}" ]; then
     [ "$ranks" -gt 1 ] || die "ACCELERATE=$ACCELERATE is for several processes, here is room for $ranks; set GPUS or leave it out."
     launch_by_accelerate --config_file "$ACCELERATE"
 elif [ "${NNODES:-1}" -gt 1 ]; then
-    launch=("$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "${NODE_RANK:?}"
+    launch=("$PYTHON" scripts/ranks.py torch.distributed.run --nnodes "$NNODES" --node_rank "${NODE_RANK:?}"
         --master_addr "${MASTER_ADDR:?}" --master_port "${MASTER_PORT:-29500}" --nproc_per_node "$GPUS" -m)
 elif [ "$GPUS" -gt 1 ]; then
-    launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" -m)
+    launch=("$PYTHON" scripts/ranks.py torch.distributed.run --standalone --nproc_per_node "$GPUS" -m)
 fi
 case " $* " in
     *" --dry-run "*)

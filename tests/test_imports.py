@@ -24,6 +24,8 @@ LAYERS = {
     "weight_files": 1,
     "generation_file": 1,
     "weight_checks": 2,
+    "cli": 0,
+    "packages": 0,
     "model_card": 0,
     "compat": 0,
     "configuration_dynamic_llava": 1,

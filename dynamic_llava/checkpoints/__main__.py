@@ -10,51 +10,54 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..cli import Parser, real, text
+from ..errors import run_command
 from .convert import LAYOUTS, convert
 from .inspect import facts_table, inspect_checkpoint
 from .merge import merge_adapter
 
+MOST_GIGABYTES = 2**20
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 1 and one line on stderr where it cannot be done."""
+    """Run one command; returns the exit status, see `errors.ExitStatus`."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        # FileNotFoundError and a full disk are OSErrors; their text says what to do.
-        message = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print(f"error: {message}", file=sys.stderr)
-        return 1
-    return 0
+    arguments.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.checkpoints", description=__doc__)
+    parser = Parser(prog="python -m dynamic_llava.checkpoints", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     tower = {
         "metavar": "CLIP",
+        "type": text,
         "help": "folder or repository of the CLIP model (default: the checkpoint's)",
     }
 
     inspect = commands.add_parser("inspect", help="say what a checkpoint is, what is missing, what would be new")
-    inspect.add_argument("source", metavar="SRC", help="folder or repository")
+    inspect.add_argument("source", metavar="SRC", type=text, help="folder or repository")
     inspect.add_argument("--vision-tower", **tower)
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
     other = commands.add_parser("convert", help="write a checkpoint in another layout")
-    other.add_argument("source", metavar="SRC", help="folder or repository")
+    other.add_argument("source", metavar="SRC", type=text, help="folder or repository")
     other.add_argument("target", metavar="DST", type=Path, help="new folder")
     other.add_argument("--to", required=True, choices=LAYOUTS)
     other.add_argument("--vision-tower", **tower)
-    other.add_argument("--max-shard-gb", type=float, default=2.0, metavar="GB", help="(default: 2)")
+    gigabytes = real(above=0, most=MOST_GIGABYTES)
+    other.add_argument("--max-shard-gb", type=gigabytes, default=2.0, metavar="GB", help="(default: 2)")
     other.add_argument("--overwrite", action="store_true", help="replace DST")
     other.set_defaults(run=_convert)
 
     merge = commands.add_parser("merge", help="fold a LoRA folder into its base")
-    merge.add_argument("source", metavar="LORA", help="folder or repository")
+    merge.add_argument("source", metavar="LORA", type=text, help="folder or repository")
     merge.add_argument("target", metavar="DST", type=Path, help="new folder, our layout")
-    merge.add_argument("--base", metavar="MODEL", help="the base (default: the one the adapter names)")
+    merge.add_argument("--base", metavar="MODEL", type=text, help="the base (default: the one the adapter names)")
     merge.add_argument("--overwrite", action="store_true", help="replace DST")
     merge.set_defaults(run=lambda a: merge_adapter(a.source, a.target, a.base, a.overwrite))
     return parser
@@ -69,8 +72,6 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    if arguments.max_shard_gb <= 0:
-        raise ValueError(f"--max-shard-gb must be above 0, got {arguments.max_shard_gb}.")
     convert(
         arguments.source,
         arguments.target,

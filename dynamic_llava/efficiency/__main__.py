@@ -6,16 +6,17 @@ python -m dynamic_llava.efficiency measure --output runs/efficiency
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from ..cli import Parser
+from ..errors import run_command
 from . import flops_report, measure, scoring, train_step
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The subcommands."""
-    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.efficiency", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m dynamic_llava.efficiency", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module, text in (
         ("flops", flops_report, "count FLOPs and KV bytes; needs no weights"),
@@ -30,14 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; a user's error is one line on stderr and exit code 2."""
+    """Run a subcommand; returns the exit status, see `errors.ExitStatus`."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
     arguments = build_parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":

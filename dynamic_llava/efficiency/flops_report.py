@@ -9,22 +9,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..cli import whole
 from ..configuration_dynamic_llava import DynamicLlavaConfig, check_keep_rate
 from . import flops
-from .shapes import add_shape_arguments, config_from_arguments
+from .shapes import add_rate_arguments, add_shape_arguments, config_from_arguments
 
 DEFAULT_SHAPE = "7b"
+MOST_TOKENS = 2**17
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `flops`."""
     add_shape_arguments(parser, DEFAULT_SHAPE)
-    parser.add_argument("--prompt", type=int, default=64, metavar="N", help="text tokens of the prompt (default: 64)")
-    parser.add_argument("--images", type=int, default=1, metavar="N", help="images of the prompt (default: 1)")
-    parser.add_argument("--output-length", type=int, default=1000, metavar="N", help="tokens written (default: 1000)")
-    parser.add_argument("--image-keep-rate", type=float, metavar="R", help="default: the configuration's")
-    parser.add_argument("--output-keep-rate", type=float, metavar="R", help="default: the configuration's")
-    parser.add_argument("--dtype-bytes", type=int, default=2, metavar="N", help="bytes of a KV number (default: 2)")
+    for flag, kind, default, text in (
+        ("--prompt", whole(0, MOST_TOKENS), 64, "text tokens of the prompt"),
+        ("--images", whole(0, MOST_TOKENS), 1, "images of the prompt"),
+        ("--output-length", whole(1, MOST_TOKENS), 1000, "tokens written"),
+        ("--dtype-bytes", whole(1, 16), 2, "bytes of a KV number"),
+    ):
+        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    add_rate_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

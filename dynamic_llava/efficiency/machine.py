@@ -32,6 +32,23 @@ def machine_facts(device: torch.device) -> dict[str, str | int | float | None]:
     }
 
 
+def checked_device(name: str) -> torch.device:
+    """The torch device `name`; `ValueError` where torch knows no such device, or it is not here."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name!r} is no device of torch; use cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch sees no GPU; use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} GPUs; the first is cuda:0.")
+    if device.type not in ("cpu", "cuda"):
+        there = getattr(torch, device.type, None)
+        if not (hasattr(there, "is_available") and there.is_available()):
+            raise ValueError(f"--device {name}: this torch cannot compute there; use --device cpu.")
+    return device
+
+
 def cpu_name() -> str:
     """Model name of the processor, or its architecture where the system does not tell."""
     info = Path("/proc/cpuinfo")

@@ -15,6 +15,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..files import output_folder, write_atomically
 from .cases import measure_decode, measure_no_cache, measure_prefill
 from .machine import machine_facts
 from .measure_report import tables
@@ -31,6 +32,8 @@ __all__ = ["add_arguments", "measure", "run"]
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print and write."""
     options = MeasureOptions.from_arguments(arguments)
+    if options.output is not None:
+        output_folder(options.output)
     report = measure(config_from_arguments(arguments, DEFAULT_SHAPE), options)
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -128,8 +131,7 @@ def _peaks(config: DynamicLlavaConfig, options: MeasureOptions) -> list[dict[str
 
 def write(report: dict[str, Any], folder: Path) -> list[Path]:
     """`measure.json` and, where there is something to plot and matplotlib to plot it, `measure.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "measure.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    write_atomically(path, json.dumps(report, indent=2) + "\n")
     picture = plot_report(report, folder / "measure.png")
     return [path] if picture is None else [path, picture]

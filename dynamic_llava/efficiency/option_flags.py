@@ -11,10 +11,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..cli import seed, text, whole
+from ..files import output_folder, write_atomically
+from .machine import checked_device
 from .shapes import add_shape_arguments
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,15 +31,18 @@ def add_option_flags(parser: argparse.ArgumentParser, options: type, shape: str,
         if field.type == "bool":
             parser.add_argument(flag, action="store_true")
         else:
-            kind = int if field.type == "int" else str
+            kind = seed if field.name == "seed" else whole() if field.type == "int" else text
             parser.add_argument(flag, type=kind, default=field.default, help=f"(default: {field.default})")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"write {file_name} there")
+    parser.add_argument("--output", type=text, metavar="FOLDER", help=f"write {file_name} there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def read_options(options: type[Options], arguments: argparse.Namespace) -> Options:
-    """What `add_option_flags` has read."""
-    return options(**{field.name: getattr(arguments, field.name) for field in fields(options)})
+    """What `add_option_flags` has read; the output folder is there from now on."""
+    found = options(**{field.name: getattr(arguments, field.name) for field in fields(options)})
+    if arguments.output is not None:
+        output_folder(arguments.output)
+    return found
 
 
 def check_options(options: Any, least: Mapping[str, int]) -> None:
@@ -47,8 +52,7 @@ def check_options(options: Any, least: Mapping[str, int]) -> None:
     for name, smallest in least.items():
         if getattr(options, name) < smallest:
             raise ValueError(f"{flag_of(name)} must be at least {smallest}, got {getattr(options, name)}.")
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: this torch sees no GPU; use --device cpu.")
+    checked_device(options.device)
 
 
 def deliver(
@@ -60,9 +64,8 @@ def deliver(
     else:
         Console().print(table(report))
     if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        path = arguments.output / file_name
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        path = Path(arguments.output) / file_name
+        write_atomically(path, json.dumps(report, indent=2) + "\n")
         print(f"wrote {path}", file=sys.stderr)
 
 

@@ -6,11 +6,13 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cli import listed, seed, text, whole
 from .option_flags import DTYPES, check_options, flag_of
-from .shapes import add_shape_arguments
+from .shapes import add_rate_arguments, add_shape_arguments
 
 DEFAULT_SHAPE = "small"
 MODES = ("prefill", "decode", "no_cache", "peak")
+LEAST = {"repeats": 1, "steps": 1, "warmup": 0, "case_seconds": 1, "threads": 0}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class MeasureOptions:
         for name in ("batch_sizes", "full_batch_sizes", "prompt_lengths", "output_lengths", "no_cache_lengths"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{flag_of(name)} must be numbers of at least 1, got {getattr(self, name)}.")
-        check_options(self, {"repeats": 1, "steps": 1, "warmup": 0, "case_seconds": 1, "threads": 0})
+        check_options(self, LEAST)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> MeasureOptions:
@@ -79,15 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("output_lengths", "output positions of decode and peak"),
         ("no_cache_lengths", "lengths of generations without a cache"),
     )
-    for name, text in lists:
+    for name, about in lists:
         value = getattr(default, name)
         shown = ",".join(map(str, value))
         parser.add_argument(
-            flag_of(name), type=_integers, default=value, metavar="N,N", help=f"{text} (default: {shown})"
+            flag_of(name), type=listed(whole()), default=value, metavar="N,N", help=f"{about} (default: {shown})"
         )
-    parser.add_argument("--modes", type=_words, default=default.modes, help=f"of {','.join(MODES)} (default: all)")
-    parser.add_argument("--image-keep-rate", type=float, metavar="R", help="default: the configuration's")
-    parser.add_argument("--output-keep-rate", type=float, metavar="R", help="default: the configuration's")
+    parser.add_argument("--modes", type=listed(str), default=default.modes, help=f"of {','.join(MODES)} (default: all)")
+    add_rate_arguments(parser)
     numbers = (
         ("repeats", "timed pairs of prefill and no_cache"),
         ("steps", "timed pairs of decode steps at each length"),
@@ -96,22 +97,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("threads", "torch threads; 0 leaves torch's choice"),
         ("seed", "of the weights and the tokens"),
     )
-    for name, text in numbers:
+    for name, about in numbers:
         value = getattr(default, name)
-        parser.add_argument(flag_of(name), type=int, default=value, metavar="N", help=f"{text} (default: {value})")
+        kind = seed if name == "seed" else whole(LEAST[name])
+        parser.add_argument(flag_of(name), type=kind, default=value, metavar="N", help=f"{about} (default: {value})")
     parser.add_argument("--dtype", default=default.dtype, help=f"one of {', '.join(DTYPES)} (default: {default.dtype})")
     parser.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--attention", default=default.attention, help="sdpa or eager (default: sdpa)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write measure.json and measure.png there")
+    parser.add_argument("--output", type=_folder, metavar="FOLDER", help="write measure.json and measure.png there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in _words(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,8") from None
+def _folder(name: str) -> Path:
+    return Path(text(name))

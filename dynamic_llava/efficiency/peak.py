@@ -10,6 +10,7 @@ anew once the weights are loaded; on a GPU it is `torch.cuda.max_memory_allocate
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..errors import ExitStatus, run_command
 from .contexts import Context
 from .machine import peak_bytes
 from .pair import build_model
@@ -44,7 +46,8 @@ def measure_peak(
     """Peak bytes of one model: with its weights alone, after the prefill, and at each output length.
 
     Raises:
-        RuntimeError: the process failed; its last lines of output.
+        ValueError: the process ended with what a user can cause, such as a lack of memory.
+        RuntimeError: the process failed otherwise; its last lines of output.
     """
     request = {
         "config": json.loads(config.to_json_string(use_diff=False)),
@@ -59,6 +62,10 @@ def measure_peak(
     }
     command = [sys.executable, "-m", __spec__.name]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    if done.returncode == ExitStatus.BAD_INPUT:
+        raise ValueError(f"The process of the mode peak failed: {done.stderr.splitlines()[-1].removeprefix('error: ')}")
+    if done.returncode == -signal.SIGKILL:
+        raise MemoryError("The process of the mode peak was killed, as where memory runs out; measure a smaller shape.")
     if done.returncode:
         last_lines = "\n".join(done.stderr.splitlines()[-8:])
         raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}:\n{last_lines}")
@@ -102,5 +109,10 @@ def _restart(device: torch.device) -> bool:
     return True
 
 
+def main() -> int:
+    """The process's side: a request on stdin, a line of JSON on stdout; returns the exit status."""
+    return run_command(lambda: print(json.dumps(_answer(json.load(sys.stdin)))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(_answer(json.load(sys.stdin))))
+    sys.exit(main())

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..packages import require_package
+
 SIDES = (("dense", "LLaVA", "#8a8f98", "o"), ("ours", "Dynamic-LLaVA", "#c2410c", "s"))
 
 
@@ -16,10 +18,12 @@ def plot_report(report: dict[str, Any], path: Path) -> Path | None:
         print("no plot: it needs the mode decode", file=sys.stderr)
         return None
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no plot: matplotlib is missing; pip install 'dynamic-llava[viz]'", file=sys.stderr)
+        require_package("matplotlib", "The plot")
+    except ImportError as error:
+        print(f"no plot: {error}", file=sys.stderr)
         return None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 3.4 * len(batches)), layout="constrained")
     panels = figure.subplots(len(batches), 3, squeeze=False)
     for batch, row in zip(batches, panels, strict=True):

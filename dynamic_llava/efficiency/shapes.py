@@ -9,7 +9,9 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from ..cli import rate, text, whole
 from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..files import read_json_object
 
 CLIP_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 # 576 image tokens as in LLaVA-1.5, a tower small enough not to hide the decoder.
@@ -77,6 +79,8 @@ OVERRIDES = {
     "sparse_layer": ("sparsity", "sparse_layer", "dense decoder layers in front"),
     "predictor_dim": ("sparsity", "predictor_dim", "width of the predictors"),
 }
+# Beyond every model, and still counted at once.
+MOST_LAYERS, MOST_WIDTH = 10_000, 2**20
 
 
 def build_config(shape: str, overrides: dict[str, int] | None = None) -> DynamicLlavaConfig:
@@ -95,21 +99,27 @@ def build_config(shape: str, overrides: dict[str, int] | None = None) -> Dynamic
     values = {section: dict(numbers) for section, numbers in SHAPES[shape].items()}
     for name, value in (overrides or {}).items():
         section, key, _ = OVERRIDES[name]
-        if value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
         values[section][key] = value
-    text = values["text"]
-    if text["hidden_size"] % text["num_attention_heads"]:
+    decoder = values["text"]
+    decoder.setdefault("num_key_value_heads", decoder["num_attention_heads"])
+    for flag, name, other, divisor in (
+        ("--hidden", "hidden_size", "--heads", "num_attention_heads"),
+        ("--heads", "num_attention_heads", "--kv-heads", "num_key_value_heads"),
+    ):
+        if decoder[name] % decoder[divisor]:
+            raise ValueError(f"{flag} {decoder[name]} is not a multiple of {other} {decoder[divisor]}; change one.")
+    if decoder["hidden_size"] // decoder["num_attention_heads"] % 2:
         raise ValueError(
-            f"--hidden {text['hidden_size']} is not a multiple of --heads {text['num_attention_heads']}; change one."
+            f"--hidden {decoder['hidden_size']} gives each head an odd width; rotary positions need pairs."
         )
-    text.setdefault("num_key_value_heads", text["num_attention_heads"])
-    text["max_position_embeddings"] = 4096
+    if values["vision"]["image_size"] < values["vision"]["patch_size"]:
+        raise ValueError(f"--image-size must be at least one patch of 14, got {values['vision']['image_size']}.")
+    decoder["max_position_embeddings"] = 4096
     vision = CLIPVisionConfig(projection_dim=values["vision"]["hidden_size"], **values["vision"])
     return DynamicLlavaConfig(
-        text_config=LlamaConfig(**text),
+        text_config=LlamaConfig(**decoder),
         vision_config=vision,
-        image_token_index=text["vocab_size"] - 1,
+        image_token_index=decoder["vocab_size"] - 1,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -122,10 +132,15 @@ def load_config(folder: str | Path) -> DynamicLlavaConfig:
 
     Raises:
         FileNotFoundError: the folder holds no `config.json`.
+        ValueError: the file is no configuration.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"No config.json in {folder}; pass a checkpoint folder, or --shape {'|'.join(SHAPES)}.")
-    return DynamicLlavaConfig.from_pretrained(folder)
+    values = read_json_object(Path(folder) / "config.json", "configuration")
+    try:
+        return DynamicLlavaConfig.from_dict(values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/config.json is no configuration of LLaVA ({error}); copy it again.") from error
 
 
 def stock_config(config: DynamicLlavaConfig) -> LlavaConfig:
@@ -138,10 +153,19 @@ def stock_config(config: DynamicLlavaConfig) -> LlavaConfig:
 
 def add_shape_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """`--model`, `--shape` and the overrides."""
-    parser.add_argument("--model", metavar="FOLDER", help="take the shape of this checkpoint; weights are not read")
+    parser.add_argument(
+        "--model", type=text, metavar="FOLDER", help="take the shape of this checkpoint; weights are not read"
+    )
     parser.add_argument("--shape", default=None, help=f"one of {', '.join(SHAPES)} (default: {default})")
-    for name, (_, _, text) in OVERRIDES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+    for name, (_, _, description) in OVERRIDES.items():
+        number = whole(2 if name == "vocab" else 1, MOST_LAYERS if name == "layers" else MOST_WIDTH)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=number, metavar="N", help=description)
+
+
+def add_rate_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--image-keep-rate` and `--output-keep-rate`."""
+    for name in ("image", "output"):
+        parser.add_argument(f"--{name}-keep-rate", type=rate, metavar="R", help="default: the configuration's")
 
 
 def config_from_arguments(arguments: argparse.Namespace, default: str) -> DynamicLlavaConfig:

@@ -13,6 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..cli import Parser, rate, seed, text, whole
+from ..errors import run_command
+from ..files import output_folder
+from ..packages import require_package
 from .config_file import apply_config
 from .names import OWN_TASKS, SHORT_NAMES, judge_key, resolve_names
 from .tables import efficiency_table, results_table
@@ -20,33 +24,35 @@ from .tables import efficiency_table, results_table
 COMPARE = "compare"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dynamic_llava.eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", help="YAML with defaults of these options, such as configs/eval/paper.yaml")
-    parser.add_argument("--model", help="folder or hub name: a Dynamic-LLaVA run, or a dense LLaVA")
+    parser.add_argument("--config", type=text, help="YAML with defaults of these options, see configs/eval")
+    parser.add_argument("--model", type=text, help="folder or hub name: a Dynamic-LLaVA run, or a dense LLaVA")
     parser.add_argument(
-        "--tasks", help=f"comma-separated: {', '.join([*SHORT_NAMES, *OWN_TASKS])}, or any lmms-eval task"
+        "--tasks", type=text, help=f"comma-separated: {', '.join([*SHORT_NAMES, *OWN_TASKS])}, or any lmms-eval task"
     )
-    parser.add_argument("--image-keep-rate", type=float, help="fraction of image tokens kept, in (0, 1]")
+    parser.add_argument("--image-keep-rate", type=rate, help="fraction of image tokens kept, in (0, 1]")
     parser.add_argument("--no-output-sparsity", action="store_true", help="keep all output tokens")
     parser.add_argument("--image-selector", default="predictor", help="predictor or random")
-    parser.add_argument("--output-keep-rate", type=float, help="drive the kept fraction of output tokens to this value")
+    parser.add_argument("--output-keep-rate", type=rate, help="drive the kept fraction of output tokens to this value")
     parser.add_argument("--output-selector", default="predictor", help="predictor or random")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--limit", type=int, help="first documents of each task only")
+    parser.add_argument("--batch-size", type=whole(), default=16, help="(default %(default)s)")
+    parser.add_argument("--limit", type=whole(), help="first documents of each task only")
     parser.add_argument(
         "--image-aspect-ratio", help="pad, square or keep; default: as the model was trained, for a dense LLaVA pad"
     )
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--device", help="torch device; default: the GPU where there is one")
-    parser.add_argument("--seed", type=int, default=0, help="seed of random selectors")
-    parser.add_argument("--data-root", help="documents made by eval/prepare_data.py; also the shapes (data/shapes)")
+    parser.add_argument("--device", type=text, help="torch device; default: the GPU where there is one")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of random selectors")
+    parser.add_argument(
+        "--data-root", type=text, help="documents of eval/prepare_data.py; also the shapes (data/shapes)"
+    )
     parser.add_argument("--llava-prompts", action="store_true", help="ask as LLaVA's scripts do: TextVQA, MMBench, ...")
-    parser.add_argument("--tasks-dir", help="folder of task YAML (default eval/tasks of the repository)")
-    parser.add_argument("--output", help="folder for results.json and samples (default MODEL/eval)")
+    parser.add_argument("--tasks-dir", type=text, help="folder of task YAML (default eval/tasks of the repository)")
+    parser.add_argument("--output", type=text, help="folder for results.json and samples (default MODEL/eval)")
     parser.add_argument("--resume", action="store_true", help="take over the answers in OUTPUT/responses.jsonl")
     return parser
 
@@ -71,17 +77,23 @@ def run(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     names = [name.strip() for name in args.tasks.split(",") if name.strip()]
     tasks, notices = resolve_names(names, judge_key() is not None)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    require_package("lmms_eval", "Evaluation")
+    rank, world_size = (whole(0)(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
     for notice in notices if rank == 0 else ():
         print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.
     from ..checkpoints.aspect_ratio import check_aspect_ratio
     from ..checkpoints.source import find_folder
+    from ..efficiency.machine import checked_device
     from .conversations import data_root_at
-    from .loading import SparsitySettings, load_model
+    from .loading import SparsitySettings, load_model, parse_dtype
     from .responses import ResponseStore, checkpoint_fingerprint
     from .runner import EvaluationOptions, check_tasks, evaluate_tasks, read_tasks, write_evaluation
 
+    device = args.device or default_device(world_size)
+    parse_dtype(args.dtype)
+    if device is not None:
+        checked_device(device)
     settings = SparsitySettings(
         args.image_keep_rate,
         False if args.no_output_sparsity else None,
@@ -102,10 +114,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
         if rank == 0:
             # The other ranks take what this one has fetched.
             read_tasks(manager, options)
+        output_folder(output)
         store = ResponseStore(output, checkpoint_fingerprint(args.model), args.resume, rank, world_size)
         if len(store):
             print(f"{len(store)} answers of an earlier run are taken over.", file=sys.stderr)
-        device = args.device or default_device(world_size)
         evaluation = evaluate_tasks(
             load_model(args.model, args.dtype, device, args.image_aspect_ratio),
             settings,
@@ -133,19 +145,13 @@ def default_device(world_size: int) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 with one line on what is wrong."""
+    """Returns the exit status, see `errors.ExitStatus`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if arguments[:1] == [COMPARE]:
-            from .compare import run as compare
+    if arguments[:1] == [COMPARE]:
+        from .compare import run as compare
 
-            compare(arguments[1:])
-        else:
-            run(arguments)
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return run_command(compare, arguments[1:])
+    return run_command(run, arguments)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,21 @@ tolerance is marked ▲ (higher) or ▼ (lower); dense models are compared with 
 from __future__ import annotations
 
 import argparse
-import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dynamic_llava
 
+from ..cli import Parser, real, text
+from ..files import output_folder, read_json_object, write_atomically
 from .compare_page import Comparison, Section, render_html, render_markdown
+from .compare_runs import Run, load_runs
 from .llava_prompts import OCR_TASK, TEXTS
 from .tables import MISSING, scaled
 
 ASKED_OTHERWISE = {OCR_TASK, *TEXTS}
 PAPER = Path(dynamic_llava.__file__).resolve().parent.parent / "eval" / "expected" / "paper.json"
-RESULTS = "results.json"
 HIGHER, LOWER = "▲", "▼"
 COSTS = {
     "image_tokens_kept": "image tokens kept",
@@ -32,61 +31,6 @@ COSTS = {
     "prefill_flops": "prefill FLOPs",
     "kv_bytes": "KV bytes",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One evaluation: how it is called in the tables, and the content of its `results.json`."""
-
-    label: str
-    path: Path
-    results: dict[str, Any]
-
-    @property
-    def aspect_ratio(self) -> str:
-        """How pictures became square; versions that did not note it cut out the middle."""
-        return self.results.get("image_aspect_ratio") or "square"
-
-    @property
-    def row(self) -> str:
-        """The paper's row that it is compared with: `dense` or `ours`."""
-        return "dense" if self.results.get("dense") else "ours"
-
-
-def find_results(run: str | Path) -> Path:
-    """`results.json` of a run: the file, its folder, or the folder of the run that holds `eval`."""
-    run = Path(run)
-    for path in (run, run / RESULTS, run / "eval" / RESULTS):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"No {RESULTS} in {run} or {run / 'eval'}; evaluate it first or pass the --output folder.")
-
-
-def load_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """The runs with labels of their own.
-
-    Raises:
-        FileNotFoundError: a run without results.
-        ValueError: a file that is not what an evaluation writes.
-    """
-    files = [find_results(path) for path in paths]
-    contents = []
-    for file in files:
-        try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is not JSON ({error}); evaluate again.") from error
-        missing = [name for name in ("model", "metrics", "settings", "options") if name not in results]
-        if missing:
-            raise ValueError(f"{file} is not what an evaluation writes: it lacks {', '.join(missing)}.")
-        contents.append(results)
-    names = [Path(results["model"]).name or results["model"] for results in contents]
-    seen: Counter[str] = Counter()
-    labels = []
-    for name in names:
-        seen[name] += 1
-        labels.append(name if names.count(name) == 1 else f"{name} ({seen[name]})")
-    return [Run(*parts) for parts in zip(labels, files, contents, strict=True)]
 
 
 def compare(runs: Sequence[Run], paper: dict[str, Any], tolerance: float = 0.01) -> Comparison:
@@ -172,7 +116,9 @@ def _metrics_section(runs: Sequence[Run], paper: dict[str, Any]) -> Section:
     rows = []
     for task, metric in dict.fromkeys(names):
         values = [run.results["metrics"].get(task, {}).get(metric) for run in runs]
-        first = next(value for value in values if value is not None)
+        first = next((value for value in values if value is not None), None)
+        if first is None:
+            continue
         base = values.index(first)
         cells = [
             (MISSING, "") if value is None else (f"{value:,.4g}", "" if index == base else f"{value - first:+,.4g}")
@@ -233,23 +179,20 @@ def _plain(value: Any) -> str:
 
 def run(arguments: Sequence[str]) -> None:
     """The command line of `compare`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dynamic_llava.eval compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", help="results.json of evaluations, or the folders that hold them")
-    parser.add_argument("--output", help="folder for compare.md and compare.html (default: that of the first run)")
-    parser.add_argument("--tolerance", type=float, default=0.01, help="relative difference that is marked (0.01)")
+    parser.add_argument("runs", nargs="+", type=text, help="results.json of evaluations, or the folders that hold them")
+    parser.add_argument("--output", type=text, help="folder for compare.md and .html (default: that of the first run)")
+    parser.add_argument("--tolerance", type=real(0, 100), default=0.01, help="relative difference marked (0.01)")
     args = parser.parse_args(arguments)
-    if args.tolerance < 0:
-        raise ValueError(f"--tolerance must be at least 0, got {args.tolerance}.")
     runs = load_runs(args.runs)
-    comparison = compare(runs, json.loads(PAPER.read_text(encoding="utf-8")), args.tolerance)
-    folder = Path(args.output) if args.output else runs[0].path.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    comparison = compare(runs, read_json_object(PAPER, "record of the paper's figures"), args.tolerance)
+    folder = output_folder(args.output or runs[0].path.parent)
     markdown = render_markdown(comparison)
-    (folder / "compare.md").write_text(markdown, encoding="utf-8")
-    (folder / "compare.html").write_text(render_html(comparison), encoding="utf-8")
+    for name, page in (("compare.md", markdown), ("compare.html", render_html(comparison))):
+        write_atomically(folder / name, page.encode(errors="backslashreplace"))
     print(markdown)
     print(f"Written: {folder / 'compare.md'}, {folder / 'compare.html'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from lmms_eval.api.task import ConfigurableTask
 from PIL import Image
 
 from ..data.opening import open_picture
+from ..files import inside, read_json
 
 ROOT_VARIABLE = "DYNAMIC_LLAVA_DATA_ROOT"
 DEFAULT_ROOT = "data/shapes"
@@ -80,30 +80,36 @@ def read_documents(root: Path, task: str) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the file, or a picture that it names, is missing.
-        ValueError: a conversation is not questions and answers in turn, about one picture.
+        ValueError: a conversation is not questions and answers in turn, about one picture, or the picture's name leads
+            out of `root` without being a whole path.
     """
     path = FILES[task].require(root)
+    samples = read_json(path, "file of conversations")
+    if not isinstance(samples, list) or not samples:
+        raise ValueError(f"{path} is not LLaVA conversation JSON: it holds no list of samples.")
+    return [_document(root, sample, f"{path} sample {number}") for number, sample in enumerate(samples)]
+
+
+def _document(root: Path, sample: dict[str, Any], where: str) -> dict[str, Any]:
     try:
-        samples = json.loads(path.read_text(encoding="utf-8"))
-        return [_document(root, sample) for sample in samples]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not LLaVA conversation JSON about one picture each ({error!r}).") from error
-
-
-def _document(root: Path, sample: dict[str, Any]) -> dict[str, Any]:
-    turns = [turn["from"] for turn in sample["conversations"]]
+        where = f"{where} ({sample['id']!r})"
+        turns = [turn["from"] for turn in sample["conversations"]]
+        texts = [turn["value"].replace("<image>", "").strip() for turn in sample["conversations"]]
+        image = sample["image"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where} is not LLaVA conversation JSON about one picture ({error!r}).") from error
     if not turns or turns != ["human", "gpt"] * (len(turns) // 2):
-        raise ValueError(f"Sample {sample['id']!r} has the turns {turns}; questions and answers must alternate.")
-    picture = root / sample["image"]
+        raise ValueError(f"{where} has the turns {turns}; questions and answers must alternate.")
+    # Whole paths are those of pictures that lie outside, which `build_generation_benchmarks` gives.
+    picture = inside(root, image, where, or_absolute=True)
     if not picture.is_file():
-        raise FileNotFoundError(f"Sample {sample['id']!r} names a missing picture: {picture}.")
-    texts = [turn["value"].replace("<image>", "").strip() for turn in sample["conversations"]]
+        raise FileNotFoundError(f"{where} names a missing picture: {picture}.")
     if not all(texts):
-        raise ValueError(f"Sample {sample['id']!r} has an empty question or answer; remove it.")
+        raise ValueError(f"{where} has an empty question or answer; remove it.")
     return {
         "id": str(sample["id"]),
-        "image": sample["image"],
-        "kind": sample.get("kind", ""),
+        "image": image,
+        "kind": str(sample.get("kind", "")),
         "questions": texts[::2],
         "answers": texts[1::2],
         "question": texts[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -41,6 +41,14 @@ class RequestRecord:
     batch_size: int
     prefill_ms: float | None = None
     decode_ms: float | None = None
+
+    @classmethod
+    def fits(cls, values: Any) -> bool:
+        """Whether `values`, of a file, are those of a record."""
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+            return False
+        numbers = [value for name, value in values.items() if name != "task" and not (value is None and "_ms" in name)]
+        return isinstance(values["task"], str) and all(type(value) in (int, float) for value in numbers)
 
     @property
     def answered(self) -> tuple[str | int, ...]:

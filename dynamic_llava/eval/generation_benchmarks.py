@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cli import Parser, seed, text
 from ..data.tables import read_json
+from ..errors import run_command
+from ..files import inside, output_folder, write_atomically
 
+COMMAND = "eval/build_generation_benchmarks.py"
 MANIFEST = "generation_benchmarks.json"
 
 
@@ -47,7 +49,8 @@ BENCHMARKS = (
 def content_key(sample: dict[str, Any]) -> str:
     """A hash of what a sample says, whatever its place in the file."""
     content = [sample["id"], sample["image"], [[turn["from"], turn["value"]] for turn in sample["conversations"]]]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+    # Half a surrogate pair is text in JSON, and in no file.
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")).hexdigest()
 
 
 def conversations_of(path: Path) -> Iterator[tuple[dict[str, Any], list[int]]]:
@@ -61,6 +64,8 @@ def conversations_of(path: Path) -> Iterator[tuple[dict[str, Any], list[int]]]:
             turns = [turn["from"] for turn in sample["conversations"]]
             words = [len(turn["value"].split()) for turn in sample["conversations"][1::2]]
             picture = sample.get("image")
+            if not all(isinstance(turn["value"], str) for turn in sample["conversations"]):
+                raise TypeError("a question is no text")
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} sample {number} is not a LLaVA conversation ({error!r}); is it the official file?"
@@ -103,6 +108,7 @@ def build(
         FileNotFoundError: a download or a picture is missing.
         ValueError: too few samples fit, or a file is not what it should be.
     """
+    output_folder(output)
     files: dict[str, list[dict[str, Any]]] = {}
     manifest: dict[str, Any] = {"seed": seed, "benchmarks": {}}
     for source, path in sources.items():
@@ -126,7 +132,6 @@ def build(
                 "ids": [sample["id"] for sample in samples],
             }
             files[benchmark.name] = _with_pictures(samples, image_folders)
-    output.mkdir(parents=True, exist_ok=True)
     for name, samples in files.items():
         _write(output / f"{name}.json", samples)
     _write(output / MANIFEST, manifest)
@@ -137,7 +142,7 @@ def _with_pictures(samples: Sequence[dict[str, Any]], folders: Sequence[Path]) -
     """The samples with whole paths of their pictures; `FileNotFoundError` names those that no folder has."""
     found, missing = [], []
     for sample in samples:
-        paths = [folder / sample["image"] for folder in folders]
+        paths = [inside(folder, sample["image"], f"sample {sample['id']!r}") for folder in folders]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             missing.append(sample["image"])
@@ -153,31 +158,33 @@ def _with_pictures(samples: Sequence[dict[str, Any]], folders: Sequence[Path]) -
 
 
 def _write(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 with one line on what is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lvis", type=Path, help="lvis_instruct4v_220k.json of X2FD/LVIS-Instruct4V")
-    parser.add_argument("--sharegpt4v", type=Path, help="sharegpt4v_instruct_gpt4-vision_cap100k.json of ShareGPT4V")
+    """Returns the exit status, see `errors.ExitStatus`."""
+    return run_command(_run, arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    parser = Parser(prog=f"python {COMMAND}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lvis", type=_path, help="lvis_instruct4v_220k.json of X2FD/LVIS-Instruct4V")
+    parser.add_argument("--sharegpt4v", type=_path, help="sharegpt4v_instruct_gpt4-vision_cap100k.json of ShareGPT4V")
     parser.add_argument(
-        "--image-folder", type=Path, nargs="+", required=True, help="folders that hold coco/, sam/, ..."
+        "--image-folder", type=_path, nargs="+", required=True, help="folders that hold coco/, sam/, ..."
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for --data-root")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=_path, required=True, help="folder for --data-root")
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--allow-fewer", action="store_true", help="take what there is where too few samples fit")
     args = parser.parse_args(arguments)
     sources = {name: getattr(args, name) for name in ("lvis", "sharegpt4v") if getattr(args, name)}
-    try:
-        if not sources:
-            raise ValueError("Nothing to build from; pass --lvis, --sharegpt4v or both.")
-        manifest = build(sources, args.image_folder, args.output, args.seed, args.allow_fewer)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not sources:
+        raise ValueError("Nothing to build from; pass --lvis, --sharegpt4v or both.")
+    manifest = build(sources, args.image_folder, args.output, args.seed, args.allow_fewer)
     for name, entry in manifest["benchmarks"].items():
         print(f"{name}: {entry['samples']} samples in {args.output / f'{name}.json'}, sha256 {entry['sha256'][:16]}")
-    return 0
+
+
+def _path(name: str) -> Path:
+    return Path(text(name))

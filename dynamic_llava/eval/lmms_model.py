@@ -10,46 +10,24 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
+from PIL import Image
 from tqdm import tqdm
 from transformers import StoppingCriteriaList
 
 from ..decisions import PREDICTOR
+from .answers import Answer
 from .costs import RequestRecord, Stopwatch
 from .loading import LoadedModel, SparsitySettings, load_model
 from .multi_round import COUNTS, Conversation, hold_conversations, question_of_round
 from .prompts import cut_at_stops, encode_prompts, generation_arguments, stop_strings
 from .responses import ResponseStore, response_key
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The text of one answer, or those of all rounds, and what it cost."""
-
-    text: str | list[str]
-    record: RequestRecord
-
-    def stored(self) -> dict[str, Any]:
-        """As it is kept by `ResponseStore`."""
-        return {"text": self.text, "record": asdict(self.record)}
-
-    @classmethod
-    def from_stored(cls, row: dict[str, Any]) -> Answer:
-        """From what `stored` gave."""
-        return cls(row["text"], RequestRecord(**row["record"]))
-
-    def result(self) -> GenerationResult | list[str]:
-        """As lmms-eval takes it."""
-        if isinstance(self.text, list):
-            return self.text
-        counts = TokenCounts(input_tokens=self.record.prompt_tokens, output_tokens=self.record.output_tokens)
-        return GenerationResult(self.text, counts)
 
 
 class DynamicLlava(lmms):
@@ -99,6 +77,8 @@ class DynamicLlava(lmms):
         self._call_kwargs = self.loaded.call_kwargs(self.settings)
         self.records: list[RequestRecord] = []
         self.store = store
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
         self.seed = seed
 
     @property
@@ -170,11 +150,20 @@ class DynamicLlava(lmms):
             "or dynamic_llava.eval.perplexity to score answers."
         )
 
+    def _opened(self, task: str, split: str, doc_id: int, doc_to_visual: Callable) -> tuple[Any, list[Image.Image]]:
+        """A document and its pictures, decoded; `ValueError` names the document where that cannot be."""
+        try:
+            doc = self.task_dict[task][split][doc_id]
+            return doc, [picture.convert("RGB") for picture in doc_to_visual(doc) or []]
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"The picture of document {doc_id} of {task} cannot be read ({error}); replace or remove it."
+            ) from error
+
     def _answer(self, requests: Sequence[Instance]) -> list[Answer]:
         """One `generate` call; all requests share task, split and generation arguments."""
         _, gen_kwargs, _, _, task, split = requests[0].args
-        docs = [self.task_dict[task][split][r.args[3]] for r in requests]
-        visuals = [list(r.args[2](doc) or []) for r, doc in zip(requests, docs, strict=True)]
+        visuals = [self._opened(task, split, r.args[3], r.args[2])[1] for r in requests]
         inputs = encode_prompts(self.loaded.processor, [r.args[0] for r in requests], visuals).to(self.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.loaded.model.dtype)
@@ -213,10 +202,8 @@ class DynamicLlava(lmms):
         *_, task, split = requests[0].args
         held = []
         for context, _, doc_to_visual, doc_to_text, doc_id, _, _ in (request.args for request in requests):
-            doc = self.task_dict[task][split][doc_id]
-            held.append(
-                Conversation(context, list(doc_to_visual(doc) or []), partial(question_of_round, doc_to_text, doc))
-            )
+            doc, pictures = self._opened(task, split, doc_id, doc_to_visual)
+            held.append(Conversation(context, pictures, partial(question_of_round, doc_to_text, doc)))
         hold_conversations(self.loaded, held, requests[0].args[1], self._call_kwargs)
         return [
             Answer(

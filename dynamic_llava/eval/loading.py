@@ -18,8 +18,11 @@ from ..checkpoints import load_checkpoint, load_processor
 from ..checkpoints.aspect_ratio import KEEP, PAD, SQUARE, aspect_ratio_of, check_aspect_ratio, with_aspect_ratio
 from ..checkpoints.source import find_folder, is_adapter, read_config_file
 from ..configuration_dynamic_llava import check_keep_rate
+from ..efficiency.machine import checked_device
 from ..model_kinds import is_published
 from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,41 @@ class SparsitySettings:
     def __post_init__(self) -> None:
         for name in ("image_keep_rate", "output_keep_rate"):
             if getattr(self, name) is not None:
-                check_keep_rate(name, getattr(self, name))
-        if self.output_sparsity not in (None, True, False):
-            raise ValueError(f"output_sparsity must be True or False, got {self.output_sparsity!r}.")
+                object.__setattr__(self, name, check_keep_rate(name, _number(getattr(self, name))))
+        object.__setattr__(self, "output_sparsity", _switch("output_sparsity", self.output_sparsity))
         for name, rivals in (("image_selector", IMAGE_SELECTORS), ("output_selector", OUTPUT_SELECTORS)):
             known = [PREDICTOR, *sorted(rivals)]
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.output_sparsity is False:
+            for name, idle in (("output_keep_rate", None), ("output_selector", PREDICTOR)):
+                if getattr(self, name) != idle:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} has no effect with output_sparsity off; leave one of them out."
+                    )
 
     def call_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `forward` and `generate`: only what differs from the checkpoint's own behaviour."""
         default = SparsitySettings()
         return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
+
+
+def _number(value: Any) -> Any:
+    """The number that a text of lmms-eval's `--model_args` holds; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _switch(name: str, value: Any) -> bool | None:
+    """`value` as a bool or None, also from a text of lmms-eval's `--model_args`."""
+    known = {"true": True, "false": False, "none": None}
+    if isinstance(value, str) and value.lower() in known:
+        return known[value.lower()]
+    if value is None or isinstance(value, bool):
+        return value
+    raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -116,10 +142,11 @@ def load_model(
 
     Raises:
         FileNotFoundError: no such folder or hub name, or a folder without a model.
-        ValueError: another kind of model, or an unknown dtype or aspect ratio.
+        ValueError: another kind of model, or an unknown dtype, device or aspect ratio.
     """
     path = str(path)
-    torch_dtype = _parse_dtype(dtype)
+    torch_dtype = parse_dtype(dtype)
+    place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if image_aspect_ratio is not None:
         check_aspect_ratio(image_aspect_ratio)
     folder = find_folder(path)
@@ -127,8 +154,7 @@ def load_model(
         model = load_checkpoint(path, dtype=torch_dtype)
     else:
         model = _load_whole(path, folder, torch_dtype)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(path, model.to(device).eval(), evaluation_processor(path, image_aspect_ratio))
+    return LoadedModel(path, model.to(place).eval(), evaluation_processor(path, image_aspect_ratio))
 
 
 def evaluation_processor(path: str | Path, image_aspect_ratio: str | None = None) -> ProcessorMixin:
@@ -158,13 +184,13 @@ def _load_whole(path: str, folder: Path, dtype: str | torch.dtype) -> PreTrained
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
 
 
-def _parse_dtype(dtype: str) -> str | torch.dtype:
+def parse_dtype(dtype: str) -> str | torch.dtype:
+    """`auto`, or the torch type of that name; `ValueError` where it is none to compute in."""
     if dtype == "auto":
         return dtype
-    parsed = getattr(torch, str(dtype), None)
-    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
+    if dtype not in DTYPES:
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}.")
-    return parsed
+    return getattr(torch, dtype)
 
 
 def environment(loaded: LoadedModel) -> dict[str, str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from importlib.util import find_spec
+
+from ..packages import is_installed, require_package
 
 WORDNET = "corpora/wordnet"
 
@@ -18,11 +19,10 @@ def require_wordnet() -> None:
     """Raise unless nltk and its WordNet data are there; no package brings the data, and nothing is fetched unasked.
 
     Raises:
-        ValueError: nltk is not installed.
+        ImportError: nltk is not installed.
         FileNotFoundError: WordNet is missing, with the command that gets it.
     """
-    if not find_spec("nltk"):
-        raise ValueError("METEOR needs nltk: pip install 'dynamic-llava[meteor]'.")
+    require_package("nltk", "METEOR")
     import nltk
 
     for name in (f"{WORDNET}.zip", WORDNET):
@@ -48,7 +48,7 @@ def meteor(prediction: str, reference: str) -> float:
 
 def corpus_meteor(predictions: Sequence[str], references: Sequence[str]) -> float | None:
     """METEOR 1.5 over a corpus, in [0, 1]; None without pycocoevalcap or Java."""
-    if not (predictions and find_spec("pycocoevalcap") and shutil.which("java")):
+    if not (predictions and is_installed("pycocoevalcap") and shutil.which("java")):
         return None
     from pycocoevalcap.meteor.meteor import Meteor
 

@@ -5,247 +5,49 @@ Writes `report.json`, `report.html` (self-contained) and the pictures in it as P
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from ..data.opening import open_picture
-from ..decisions import PREDICTOR
-from ..efficiency.flops import image_tokens_per_image, kv_cache_bytes, predictor_flops, prefill_flops
-from .conversations import FILES, data_root, data_root_at, read_documents
-from .loading import LoadedModel, SparsitySettings, environment, load_model
-from .perplexity import AnswerScores, score_answers
-from .report_html import COLUMNS, format_cells, render_html
-from .runner import EvaluationOptions, check_data, evaluate_tasks
-from .viz import PatchView, WordView, patch_sheet, view_patches, view_words, word_sheet
-
-VQA_TASK = "shapes_vqa"
-DESCRIBE_TASK = "shapes_describe"
-PATCH_VIEWS = 4
+from ..cli import Parser, seed, text, whole
+from ..errors import run_command
+from ..packages import require_package
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the report: which model, with which settings."""
-
-    name: str
-    label: str
-    settings: SparsitySettings
-    dense: bool = False
-    at_output_rate: bool = False
-
-    def settings_for(self, loaded: LoadedModel) -> SparsitySettings:
-        """The settings; with `at_output_rate` the output rate is driven to the checkpoint's own."""
-        if not self.at_output_rate:
-            return self.settings
-        return replace(self.settings, output_keep_rate=loaded.model.config.sparsity.output_keep_rate)
-
-
-ROWS = (
-    Row("dense", "Dense base", SparsitySettings(), dense=True),
-    Row("image", "Image only (I)", SparsitySettings(output_sparsity=False)),
-    Row("image_output", "Image, output (I|T)", SparsitySettings(), at_output_rate=True),
-    Row("image_output_learned", "I|T, decisions as learned", SparsitySettings()),
-    Row("random_image", "Random image tokens", SparsitySettings(output_sparsity=False, image_selector="random")),
-    Row("random_output", "Random output tokens", SparsitySettings(output_selector="random")),
-)
-
-
-def evaluate_row(
-    row: Row, loaded: LoadedModel, options: EvaluationOptions, num_descriptions: int | None = None
-) -> dict[str, Any]:
-    """Every number of one row, with the settings that made them."""
-    started = time.perf_counter()
-    settings = row.settings_for(loaded)
-    evaluation = evaluate_tasks(loaded, settings, options)
-    root = data_root()
-    scores = score_answers(
-        loaded,
-        FILES[DESCRIBE_TASK].require(root),
-        root,
-        settings,
-        options.batch_size,
-        num_descriptions,
-        seed=options.seed,
-    )
-    accuracy = evaluation.metrics[VQA_TASK]
-    return {
-        "name": row.name,
-        "label": row.label,
-        "model": loaded.path,
-        "settings": asdict(settings),
-        "image_keep_rate": loaded.image_keep_rate(settings),
-        "accuracy": accuracy["accuracy"],
-        "accuracy_stderr": accuracy.get("accuracy_stderr"),
-        "accuracy_by_kind": {
-            name.removeprefix("accuracy_"): value
-            for name, value in accuracy.items()
-            if name.startswith("accuracy_") and not name.endswith("_stderr")
-        },
-        **scores.summary(),
-        **efficiency(loaded, settings, scores),
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def efficiency(loaded: LoadedModel, settings: SparsitySettings, scores: AnswerScores) -> dict[str, float]:
-    """Prefill FLOPs of a description prompt, and KV bytes when the description is written, per sample."""
-    config = loaded.model.config
-    text_tokens = scores.mean("dense_tokens") - scores.mean("image_tokens") - scores.mean("output_tokens")
-    dtype_bytes = loaded.model.dtype.itemsize
-    cached = [kv_cache_bytes(config, s.dense_tokens, s.sparse_tokens, dtype_bytes) for s in scores.samples]
-    flops = prefill_flops(config, round(text_tokens), loaded.image_keep_rate(settings))
-    if settings.image_selector != PREDICTOR:
-        flops -= predictor_flops(config, image_tokens=image_tokens_per_image(config))
-    return {
-        "prompt_text_tokens": round(text_tokens),
-        "prefill_flops": flops,
-        "kv_bytes": sum(cached) / len(cached),
-        "kv_dtype_bytes": dtype_bytes,
-    }
-
-
-def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Add what each row is of the first: accuracy difference in points, and ratios of the rest."""
-    base = rows[0]
-    for row in rows:
-        row["accuracy_points_vs_dense"] = 100 * (row["accuracy"] - base["accuracy"])
-        for name in ("perplexity", "prefill_flops", "kv_bytes"):
-            row[f"{name}_vs_dense"] = row[name] / base[name]
-
-
-def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> list[PatchView]:
-    """Kept patches, learned and random, of the first held-out pictures, each with another kind of question."""
-    root = data_root()
-    chosen: dict[str, dict[str, str]] = {}
-    seen: set[str] = set()
-    for document in read_documents(root, VQA_TASK):
-        if document["kind"] not in chosen and document["image"] not in seen:
-            chosen[document["kind"]] = document
-            seen.add(document["image"])
-    asked = enumerate(list(chosen.values())[:count])
-    pictures = ((index, d, open_picture(root / d["image"])) for index, d in asked)
-    return [
-        view_patches(loaded, picture, d["question"], d["answer"], seed + index, (PREDICTOR, "random"))
-        for index, d, picture in pictures
-    ]
-
-
-def word_view(loaded: LoadedModel) -> WordView:
-    """Kept words of the description that the model writes for the first held-out picture."""
-    root = data_root()
-    document = read_documents(root, DESCRIBE_TASK)[0]
-    return view_words(loaded, open_picture(root / document["image"]), document["question"])
-
-
-def screen_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows as a rich table."""
-    table = Table(title="Dynamic-LLaVA against its dense base", title_style="bold")
-    for title, _ in COLUMNS:
-        table.add_column(title, justify="left" if title == COLUMNS[0][0] else "right")
-    for row in rows:
-        cells = [f"{value}\n[dim]{note}[/dim]" if note else value for value, note in format_cells(row)]
-        table.add_row(*cells, style="bold" if row["name"] == "image_output" else None)
-    return table
-
-
-def make_report(
-    run: str,
-    base: str,
-    output: str | Path,
-    options: EvaluationOptions,
-    num_descriptions: int | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-) -> dict[str, Any]:
-    """Evaluate every row, write the files into the folder `output` and return the content of `report.json`.
-
-    Args:
-        run: Dynamic-LLaVA checkpoint.
-        base: its dense base.
-        output: folder to write.
-        options: of the questions; its batch size and seed serve the descriptions too.
-        num_descriptions: first descriptions to score; None means all.
-        dtype, device: see `load_model`.
-
-    Raises:
-        ValueError: `base` is not dense, or `run` is.
-    """
-    check_data([VQA_TASK, DESCRIBE_TASK])
-    sparse = load_model(run, dtype, device)
-    # Both are shown their pictures in the same way: in the run's.
-    loaded = {True: load_model(base, dtype, device, sparse.image_aspect_ratio), False: sparse}
-    for dense, model in loaded.items():
-        if model.is_dense != dense:
-            wanted = "--base must be a dense LLaVA" if dense else "--run must be a Dynamic-LLaVA checkpoint"
-            raise ValueError(f"{wanted}; {model.path} is a {model.model.config.model_type!r} model.")
-    console = Console()
-    rows = []
-    for row in ROWS:
-        console.print(f"[bold]{row.label}[/bold]")
-        rows.append(evaluate_row(row, loaded[row.dense], options, num_descriptions))
-    add_ratios(rows)
-    report = {
-        "run": run,
-        "base": base,
-        "data_root": str(data_root()),
-        "options": {**asdict(options), "num_descriptions": num_descriptions},
-        "image_aspect_ratio": sparse.image_aspect_ratio,
-        "sparsity": loaded[False].model.config.to_dict()["sparsity"],
-        "environment": environment(loaded[False]),
-        "rows": rows,
-    }
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    words = word_view(loaded[False])
-    patch_sheet(patch_views(loaded[False], options.seed)).save(folder / "kept_patches.png")
-    word_sheet(words).save(folder / "kept_words.png")
-    words.picture.save(folder / "described.png")
-    report["description"] = {"question": words.question, "pieces": words.pieces, "kept": words.kept}
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(render_html(report, folder), encoding="utf-8")
-    console.print(screen_table(rows))
-    console.print(f"Report: {folder / 'report.html'}")
-    return report
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.eval.report", description=__doc__)
-    parser.add_argument("--run", required=True, help="folder of a Dynamic-LLaVA run")
-    parser.add_argument("--base", default="assets/tiny-llava", help="its dense base (default %(default)s)")
-    parser.add_argument("--data-root", help="folder of the shapes data (default data/shapes)")
-    parser.add_argument("--output", help="folder of the report (default RUN/report)")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--limit", type=int, help="first questions only")
-    parser.add_argument("--descriptions", type=int, help="first descriptions only")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random rows")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--device", help="torch device; default: the GPU where there is one")
-    parser.add_argument("--tasks-dir", help="folder of task YAML (default eval/tasks of the repository)")
+    parser = Parser(prog="python -m dynamic_llava.eval.report", description=__doc__)
+    parser.add_argument("--run", type=text, required=True, help="folder of a Dynamic-LLaVA run")
+    parser.add_argument("--base", type=text, default="assets/tiny-llava", help="its dense base (default %(default)s)")
+    parser.add_argument("--data-root", type=text, help="folder of the shapes data (default data/shapes)")
+    parser.add_argument("--output", type=text, help="folder of the report (default RUN/report)")
+    parser.add_argument("--batch-size", type=whole(), default=32)
+    parser.add_argument("--limit", type=whole(), help="first questions only")
+    parser.add_argument("--descriptions", type=whole(), help="first descriptions only")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random rows")
+    parser.add_argument("--dtype", type=text, default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--device", type=text, help="torch device; default: the GPU where there is one")
+    parser.add_argument("--tasks-dir", type=text, help="folder of task YAML (default eval/tasks of the repository)")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 with one line on what is wrong."""
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Make the report that the command line asks for."""
     args = build_parser().parse_args(arguments)
+    require_package("lmms_eval", "The report")
+    # Imported here: wrong arguments and a missing package answer before lmms-eval is loaded.
+    from .conversations import data_root_at
+    from .report_rows import VQA_TASK, make_report
+    from .runner import EvaluationOptions
+
     options = EvaluationOptions((VQA_TASK,), args.batch_size, args.limit, args.seed, args.tasks_dir)
-    try:
-        with data_root_at(args.data_root):
-            output = args.output or f"{args.run}/report"
-            make_report(args.run, args.base, output, options, args.descriptions, args.dtype, args.device)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with data_root_at(args.data_root):
+        output = args.output or f"{args.run}/report"
+        make_report(args.run, args.base, output, options, args.descriptions, args.dtype, args.device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status, see `errors.ExitStatus`."""
+    return run_command(run, arguments)
 
 
 if __name__ == "__main__":

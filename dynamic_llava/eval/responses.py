@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.source import find_folder
+from ..files import parse_json, regular_file
 
 FILE_NAME = "responses.jsonl"
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -30,7 +31,7 @@ def checkpoint_fingerprint(path: str | Path) -> str:
     configs = {file for pattern in CONFIG_PATTERNS for file in folder.glob(pattern) if file.is_file()}
     for file in sorted(configs):
         digest.update(file.name.encode() + file.read_bytes())
-    weights = {file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)}
+    weights = {file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern) if file.is_file()}
     for file in sorted(weights):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
@@ -55,11 +56,13 @@ class ResponseStore:
     Args:
         folder: output folder of the evaluation.
         fingerprint: of the checkpoint, see `checkpoint_fingerprint`.
-        resume: take over the answers that are there; else they are removed when the first new ones come.
+        resume: take over the answers that are there, of any number of ranks; else they are removed when the first new
+            ones come.
         rank, world_size: of this process.
 
     Raises:
-        ValueError: the answers there are another checkpoint's, or a line other than the last is broken.
+        ValueError: there is nothing to resume, the answers there are another checkpoint's, or a line other than the
+            last is broken.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class ResponseStore:
         self.fingerprint = fingerprint
         self.path = self.folder / (FILE_NAME if world_size == 1 else f"responses-{rank}.jsonl")
         self._answers: dict[str, dict[str, Any]] = {}
+        if resume and not self._files():
+            raise ValueError(f"--resume: there is no {FILE_NAME} in {self.folder}; leave it out to start anew.")
         self._outdated = [] if resume else self._files_to_replace(rank, world_size)
         for file in self._files() if resume else ():
             self._load(file)
@@ -86,11 +91,13 @@ class ResponseStore:
         while self._outdated:
             self._outdated.pop().unlink(missing_ok=True)
         rows = [{"key": key, **answer} for key, answer in zip(keys, answers, strict=True)]
-        if not self.path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            rows.insert(0, {"fingerprint": self.fingerprint})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            if not file.tell():
+                # A new file, or one that a full disk has left empty.
+                rows.insert(0, {"fingerprint": self.fingerprint})
+            text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+            file.write(text.encode(errors="backslashreplace"))
         self._answers.update(zip(keys, answers, strict=True))
 
     def _files(self) -> list[Path]:
@@ -102,7 +109,7 @@ class ResponseStore:
         return [file for file in self._files() if file == self.path or (rank == 0 and file.name not in others)]
 
     def _load(self, path: Path) -> None:
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = regular_file(path, "file of answers").read_bytes().splitlines(keepends=True)
         position = 0
         for number, line in enumerate(lines, start=1):
             try:
@@ -133,8 +140,8 @@ class ResponseStore:
 
 
 def _parse_line(line: bytes, field: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict) or field not in row:
+    row = parse_json(line, "it")
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
         raise ValueError(f"no {field!r}")
     if not line.endswith(b"\n"):
         raise ValueError("no end of line")

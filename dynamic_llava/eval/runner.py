@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.model import lmms
-from tenacity import RetryError
 
+from ..files import output_folder, write_atomically
 from .conversations import FILES, data_root
 from .costs import summarize
 from .generation_metrics import corpus_metrics, table_3
@@ -24,7 +24,7 @@ from .local.prepare import local_files, require_ocr_tokens
 from .meteor import require_wordnet
 from .perplexity import score_answers
 from .responses import ResponseStore
-from .tasks import BenchmarkTasks, check_hub_access, leaf_tasks, task_manager_for
+from .tasks import BenchmarkTasks, check_hub_access, leaf_tasks, plain_errors, task_manager_for
 
 
 @dataclass(frozen=True)
@@ -111,19 +111,6 @@ def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
         require_ocr_tokens(manager.local[OCR_TASK])
     check_hub_access(manager, options.tasks)
     return manager
-
-
-@contextmanager
-def plain_errors(tasks: Sequence[str]) -> Iterator[None]:
-    """`ValueError` with what really went wrong: lmms-eval tries reading and scoring several times and then hides it."""
-    try:
-        yield
-    except RetryError as error:
-        cause = error.last_attempt.exception()
-        raise ValueError(
-            f"lmms-eval could not read or score {', '.join(tasks)}: {cause!r}. Where the hub is out of reach, evaluate "
-            "local files (--data-root, see eval/prepare_data.py)."
-        ) from cause
 
 
 def read_tasks(manager: BenchmarkTasks, options: EvaluationOptions) -> None:
@@ -237,16 +224,18 @@ def numeric_metrics(values: dict[str, Any]) -> dict[str, float]:
 
 def write_evaluation(evaluation: Evaluation, output: str | Path) -> Path:
     """Write `results.json`, `samples_<task>.jsonl` and `requests.jsonl` into the folder `output`; returns the first."""
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(output)
     for task, samples in evaluation.samples.items():
-        _write_lines(folder / f"samples_{task}.jsonl", samples)
+        # The name of a task is one part of a file's name.
+        name = re.sub(r"[^\w.-]", "_", task)
+        _write_lines(folder / f"samples_{name}.jsonl", samples)
     _write_lines(folder / "requests.jsonl", evaluation.records)
     path = folder / "results.json"
-    path.write_text(json.dumps(evaluation.summary(), indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(evaluation.summary(), indent=2) + "\n")
     return path
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    # Half a surrogate pair is text in JSON, and in no file.
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 # Before lmms_eval.tasks: it sets the log level, and the index would otherwise print hundreds of debug lines.
 import lmms_eval.models
 import lmms_eval.tasks
+import yaml
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
+from tenacity import RetryError
 
 import dynamic_llava
 
@@ -91,20 +94,20 @@ def task_manager_for(
 
     Raises:
         FileNotFoundError: the folder holds no task files.
-        ValueError: no name given, or an unknown one (the nearest names are offered).
+        ValueError: no name given, an unknown one (the nearest names are offered), or a task file that is none.
     """
     folder = Path(tasks_dir or DEFAULT_TASKS_DIR)
-    if not any(folder.glob("*.yaml")):
+    if not folder.is_dir() or not any(folder.glob("*.yaml")):
         raise FileNotFoundError(f"No task files in {folder}; pass --tasks-dir with the repository's eval/tasks folder.")
     if not names:
         raise ValueError("No task given; pass for example --tasks shapes_vqa,shapes_describe.")
-    manager = BenchmarkTasks([str(folder)], False, local, llava_prompts)
+    manager = _indexed([str(folder)], False, local, llava_prompts)
     missing = [name for name in names if name not in manager.task_index]
     if not missing:
         return manager
     folders = stock_folders(missing)
     stock = [] if folders is None else [str(STOCK_TASKS_DIR / name) for name in folders]
-    manager = BenchmarkTasks([str(folder), *stock], not stock, local, llava_prompts)
+    manager = _indexed([str(folder), *stock], not stock, local, llava_prompts)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, [*SHORT_NAMES, *OWN_TASKS, *manager.all_tasks], n=4, cutoff=0.5)
@@ -112,6 +115,17 @@ def task_manager_for(
             offer = f"did you mean {', '.join(near)}?" if near else "`python -m lmms_eval --tasks list` shows all."
             raise ValueError(f"Unknown task {name!r}: {offer}")
     return manager
+
+
+def _indexed(folders: list[str], *arguments) -> BenchmarkTasks:
+    """The manager of the tasks in `folders`, of which the first is the user's."""
+    try:
+        return BenchmarkTasks(folders, *arguments)
+    except (AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"A task file in {folders[0]} is not what lmms-eval reads ({type(error).__name__}: {error}); correct it, "
+            "or point --tasks-dir to the repository's eval/tasks."
+        ) from error
 
 
 def leaf_tasks(manager: TaskManager, name: str) -> Iterator[str]:
@@ -140,3 +154,16 @@ def check_hub_access(manager: BenchmarkTasks, names: Sequence[str]) -> None:
                     f"lmms-eval fetches {task} with a token of the Hugging Face hub and there is none; run `hf auth "
                     "login` or set HF_TOKEN, or evaluate local files (--data-root, see eval/prepare_data.py)."
                 )
+
+
+@contextmanager
+def plain_errors(tasks: Sequence[str]) -> Iterator[None]:
+    """`ValueError` with what really went wrong: lmms-eval tries reading and scoring several times and then hides it."""
+    try:
+        yield
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        raise ValueError(
+            f"lmms-eval could not read or score {', '.join(tasks)}: {cause!r}. Where the hub is out of reach, evaluate "
+            "local files (--data-root, see eval/prepare_data.py)."
+        ) from cause

@@ -2,51 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import socket
 import sys
+from typing import Any
 
+from ..cli import Parser, text, whole
+from ..errors import USER_ERRORS, message_of, run_command
+from ..packages import require_package
 from .config import StageConfig, read_values, resolve
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, save, and report where the configuration asks for it. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.train", description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, see configs/train/")
+    return run_command(_run, arguments)
+
+
+def _run(arguments: list[str] | None) -> None:
+    parser = Parser(prog="python -m dynamic_llava.train", description=__doc__)
+    parser.add_argument("--config", required=True, type=text, help="YAML file, see configs/train/")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done: parameters, memory, schedule")
-    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: as on N GPUs (default: those here)")
+    parser.add_argument("--ranks", type=whole(), metavar="N", help="with --dry-run: as on N GPUs (default: those here)")
     parser.add_argument(
         "--launcher", default="python -m", metavar="WORDS", help="with --dry-run: what the command shown starts with"
     )
     parser.add_argument(
         "--gradient-report",
-        type=int,
+        type=whole(),
         metavar="N",
         help="instead of training, the gradients at the predictors from the LM loss and the budgets over N batches",
     )
     parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
     parsed = parser.parse_intermixed_args(arguments)
-    try:
-        values = read_values(parsed.config, parsed.overrides)
-        if parsed.dry_run:
-            # What asks for a GPU can be planned without one.
-            values["use_cpu"] = True
-        elif values.get("deepspeed"):
-            be_a_group()
-        config = resolve(values, parsed.config)
-        if parsed.dry_run:
-            words = ["--config", parsed.config, *parsed.overrides]
-            dry_run(config, f"{parsed.launcher} {__package__} {shlex.join(words)}", parsed.ranks)
-        elif parsed.gradient_report is not None:
-            report_gradients(config, parsed.gradient_report)
-        else:
-            run(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    values = read_values(parsed.config, parsed.overrides)
+    require_packages(values)
+    if parsed.dry_run:
+        # What asks for a GPU can be planned without one.
+        values["use_cpu"] = True
+    elif values.get("deepspeed"):
+        be_a_group()
+    config = resolve(values, parsed.config)
+    if parsed.dry_run:
+        words = ["--config", parsed.config, *parsed.overrides]
+        dry_run(config, f"{parsed.launcher} {__package__} {shlex.join(words)}", parsed.ranks)
+    elif parsed.gradient_report is not None:
+        report_gradients(config, parsed.gradient_report)
+    else:
+        run(config)
+
+
+def require_packages(values: dict[str, Any]) -> None:
+    """`ImportError` where a key of the configuration needs a package that is missing, before anything is read."""
+    reporters = values.get("report_to")
+    reporters = reporters if isinstance(reporters, list) else [reporters]
+    needs = {
+        "deepspeed": bool(values.get("deepspeed")),
+        "peft": bool(values.get("lora_r")),
+        "bitsandbytes": bool(values.get("quantize")) or "bnb" in str(values.get("optim")),
+        "flash_attn": values.get("attn_implementation") == "flash_attention_2",
+        "tensorboard": "tensorboard" in reporters,
+        "wandb": "wandb" in reporters,
+        "lmms_eval": values.get("report") is True,
+    }
+    for name in (name for name, needed in needs.items() if needed):
+        require_package(name, "This configuration")
 
 
 def be_a_group() -> None:
@@ -73,8 +93,6 @@ def dry_run(config: StageConfig, command: str, ranks: int | None) -> None:
     """Print what `command` would do."""
     from .plan import count_samples, plan, print_plan
 
-    if ranks is not None and ranks < 1:
-        raise ValueError(f"--ranks takes at least 1, got {ranks}.")
     print_plan(plan(config, count_samples(config), ranks), command)
 
 
@@ -85,8 +103,6 @@ def report_gradients(config: StageConfig, batches: int) -> None:
     from . import stage
     from .gradients import gradient_table
 
-    if batches < 1:
-        raise ValueError(f"--gradient-report takes at least 1 batch, got {batches}.")
     make_data(config)
     Console().print(gradient_table(stage.report_gradients(config, batches)))
 
@@ -98,7 +114,7 @@ def run(config: StageConfig) -> None:
     make_data(config)
     stage.train(config)
     if config.data.report and config.training.process_index == 0:
-        from ..eval.report import main as report
+        from ..eval.report import run as report
 
         arguments = {
             "run": config.training.output_dir,
@@ -107,8 +123,11 @@ def run(config: StageConfig) -> None:
             "limit": config.data.report_questions,
             "descriptions": config.data.report_descriptions,
         }
-        if report([f"--{key}={value}" for key, value in arguments.items() if value is not None]):
-            raise ValueError(f"the report on {config.training.output_dir} failed; the run itself is saved.")
+        try:
+            report([f"--{key}={value}" for key, value in arguments.items() if value is not None])
+        except USER_ERRORS as error:
+            place = config.training.output_dir
+            raise ValueError(f"The run is saved in {place}; its report failed: {message_of(error)}") from error
 
 
 if __name__ == "__main__":

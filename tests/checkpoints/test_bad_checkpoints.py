@@ -137,7 +137,7 @@ def test_a_lora_without_its_base(tmp_path, monkeypatch):
 
 
 def test_the_command_says_one_line(tmp_path, capsys):
-    assert main(["convert", str(tmp_path), str(tmp_path / "out"), "--to", "ours"]) == 1
+    assert main(["convert", str(tmp_path), str(tmp_path / "out"), "--to", "ours"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

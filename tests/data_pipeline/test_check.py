@@ -208,14 +208,14 @@ def test_bad_configurations_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["check", str(config(tmp_path, **values)), *overrides]) == 1
+    assert main(["check", str(config(tmp_path, **values)), *overrides]) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
 def test_missing_and_malformed_configurations_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(tmp_path / "none.yaml")]) == 1
+    assert main(["check", str(tmp_path / "none.yaml")]) == 2
     (tmp_path / "list.yaml").write_text("- a")
-    assert main(["check", str(tmp_path / "list.yaml")]) == 1
+    assert main(["check", str(tmp_path / "list.yaml")]) == 2
     printed = capsys.readouterr().err
     assert "none.yaml" in printed
     assert "found a list" in printed

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 
 import pytest
 import torch
@@ -149,13 +149,6 @@ def test_generation_time_integrates_the_steps():
 
 
 def test_plot_without_matplotlib_is_a_notice(tmp_path, monkeypatch, capsys):
-    real_import = builtins.__import__
-
-    def no_matplotlib(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plot_report({"decode": [{"batch": 1}]}, tmp_path / "plot.png") is None
     assert "dynamic-llava[viz]" in capsys.readouterr().err

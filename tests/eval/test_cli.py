@@ -10,10 +10,10 @@ from dynamic_llava.eval.conversations import ConversationTask
 
 @pytest.fixture
 def fails(capsys):
-    """Run the command, expect exit status 1, return what it says."""
+    """Run the command, expect exit status 2, return what it says."""
 
     def check(*arguments: str) -> str:
-        assert main(list(arguments)) == 1
+        assert main(list(arguments)) == 2
         return capsys.readouterr().err
 
     return check
@@ -105,7 +105,7 @@ def test_missing_model(shapes_folder, tmp_path, fails):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--image-keep-rate", "1.5"), ("image_keep_rate", "1.5")),
+        (("--image-keep-rate", "1.5"), ("--image-keep-rate", "1.5")),
         (("--image-selector", "best"), ("image_selector", "best", "random")),
         (("--dtype", "float33"), ("dtype", "float33")),
     ],

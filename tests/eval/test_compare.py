@@ -113,14 +113,14 @@ def test_written_beside_the_first_run_by_default(run_folder, shapes_folder, tmp_
 
 
 def test_bad_input_is_named(tmp_path, capsys):
-    assert main(["compare", str(tmp_path / "none")]) == 1
+    assert main(["compare", str(tmp_path / "none")]) == 2
     assert "No results.json" in capsys.readouterr().err
     (tmp_path / "results.json").write_text("{")
-    assert main(["compare", str(tmp_path)]) == 1
-    assert "results.json is not JSON" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "results.json is not valid JSON" in capsys.readouterr().err
     (tmp_path / "results.json").write_text('{"model": "a"}')
-    assert main(["compare", str(tmp_path)]) == 1
+    assert main(["compare", str(tmp_path)]) == 2
     assert "lacks metrics, settings, options" in capsys.readouterr().err
     run = results(tmp_path, {})
-    assert main(["compare", str(run), "--tolerance", "-1"]) == 1
+    assert main(["compare", str(run), "--tolerance", "-1"]) == 2
     assert "--tolerance" in capsys.readouterr().err

@@ -115,7 +115,7 @@ class TestBuilding:
         assert one["benchmarks"]["lvis_vqa"]["sha256"] != two["benchmarks"]["lvis_vqa"]["sha256"]
 
     def test_too_few_samples(self, downloads, tmp_path, capsys):
-        assert build(arguments_of(downloads, tmp_path / "out")) == 1
+        assert build(arguments_of(downloads, tmp_path / "out")) == 2
         error = capsys.readouterr().err
         assert "lvis_vqa needs 1000 samples of one round, over 100 words; " in error
         assert "has 4" in error
@@ -125,15 +125,15 @@ class TestBuilding:
     def test_missing_pictures_and_files(self, downloads, tmp_path, capsys):
         arguments = arguments_of(downloads, tmp_path / "out", "--allow-fewer")
         place = arguments.index("--image-folder")
-        assert build([*arguments[: place + 2], *arguments[place + 3 :]]) == 1
+        assert build([*arguments[: place + 2], *arguments[place + 3 :]]) == 2
         assert "4 of 4 pictures are in none of" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-        assert build([*arguments[:1], str(tmp_path / "no.json"), *arguments[2:]]) == 1
+        assert build([*arguments[:1], str(tmp_path / "no.json"), *arguments[2:]]) == 2
         assert "no.json is missing" in capsys.readouterr().err
-        assert build(["--image-folder", "x", "--output", "y"]) == 1
+        assert build(["--image-folder", "x", "--output", "y"]) == 2
         assert "Nothing to build from" in capsys.readouterr().err
         (tmp_path / "no.json").write_text('[{"caption": "x"}]')
-        assert build([*arguments[:1], str(tmp_path / "no.json"), *arguments[2:]]) == 1
+        assert build([*arguments[:1], str(tmp_path / "no.json"), *arguments[2:]]) == 2
         assert "sample 0 is not a LLaVA conversation" in capsys.readouterr().err
 
 
@@ -165,7 +165,7 @@ class TestMeteor:
         monkeypatch.setattr(nltk.data, "path", ["/nowhere"])
         with pytest.raises(FileNotFoundError, match=r"python -m nltk\.downloader wordnet"):
             require_wordnet()
-        assert main(["--model", str(run_folder), "--tasks", "lvis_vqa", "--data-root", str(built)]) == 1
+        assert main(["--model", str(run_folder), "--tasks", "lvis_vqa", "--data-root", str(built)]) == 2
         assert "METEOR needs WordNet" in capsys.readouterr().err
 
     def test_missing_nltk(self, monkeypatch):
@@ -344,7 +344,7 @@ def test_every_task_of_our_own_has_its_file():
 
 
 def test_missing_documents_name_the_command(run_folder, tmp_path, capsys):
-    assert main(["--model", str(run_folder), "--tasks", "lvis_vqa", "--data-root", str(tmp_path)]) == 1
+    assert main(["--model", str(run_folder), "--tasks", "lvis_vqa", "--data-root", str(tmp_path)]) == 2
     assert "python eval/build_generation_benchmarks.py --output" in capsys.readouterr().err
 
 

@@ -130,3 +130,48 @@ def test_wrong_arguments(run, dense):
         DynamicLlava(run, image_keep_rate=1.5)
     with pytest.raises(ValueError, match="dense LLaVA"):
         DynamicLlava(dense, output_sparsity=False)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("False", False),
+        ("false", False),
+        ("FALSE", False),
+        ("True", True),
+        ("None", None),
+        (False, False),
+        (None, None),
+    ],
+)
+def test_output_sparsity_in_each_spelling(spelled, meant):
+    assert SparsitySettings(output_sparsity=spelled).output_sparsity is meant
+
+
+@pytest.mark.parametrize("wrong", ["no", "0", 0, 1, "", "off", 0.5, [False]])
+def test_output_sparsity_is_never_guessed(wrong):
+    with pytest.raises(ValueError, match="output_sparsity must be True or False"):
+        SparsitySettings(output_sparsity=wrong)
+
+
+@pytest.mark.parametrize("name", ["image_keep_rate", "output_keep_rate"])
+def test_rates_in_each_spelling(name):
+    for spelled in ("0.5", 0.5, 0.5e0):
+        assert getattr(SparsitySettings(**{name: spelled}), name) == 0.5
+    for wrong in ("abc", "", "nan", "inf", float("nan"), 0, -1, 2, True, [0.5]):
+        with pytest.raises(ValueError, match=name):
+            SparsitySettings(**{name: wrong})
+
+
+@pytest.mark.parametrize("idle", [{"output_keep_rate": 0.5}, {"output_selector": "random"}])
+def test_settings_without_effect_are_refused(idle):
+    with pytest.raises(ValueError, match=f"{next(iter(idle))}=.* has no effect"):
+        SparsitySettings(output_sparsity=False, **idle)
+
+
+def test_unknown_model_arguments_are_refused(run):
+    with pytest.raises(TypeError, match="image_keep_rates"):
+        DynamicLlava(run, image_keep_rates=0.5)
+    for seed in (-1, "abc", 0.5, True):
+        with pytest.raises(ValueError, match="seed"):
+            DynamicLlava(run, seed=seed)

@@ -309,19 +309,19 @@ def test_a_scorer_that_fails_says_why(data_root, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["pope"], ["val2014"]),
+        (["pope"], ["coco_pope_adversarial.json"]),
         (["popee"], ["popee", "textvqa_val"]),
         ([], ["none of the benchmarks"]),
     ],
 )
 def test_command_says_what_is_missing(tmp_path, capsys, arguments, words):
-    assert main([*arguments, "--source", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert main([*arguments, "--source", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
 
 
 def test_command_needs_the_source(tmp_path, capsys):
-    assert main(["--source", str(tmp_path / "none"), "--output", str(tmp_path)]) == 1
+    assert main(["--source", str(tmp_path / "none"), "--output", str(tmp_path)]) == 2
     assert "is not a folder" in capsys.readouterr().err
 
 
@@ -339,7 +339,7 @@ def test_foreign_file_is_named_when_preparing(tmp_path):
     with pytest.raises(ValueError, match=r"gqa.*imageId"):
         prepare("gqa", tmp_path, tmp_path / "out")
     (tmp_path / "gqa/data/testdev_balanced_questions.json").write_text("{")
-    with pytest.raises(ValueError, match=r"testdev_balanced_questions\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"testdev_balanced_questions\.json is not valid JSON"):
         prepare("gqa", tmp_path, tmp_path / "out")
 
 

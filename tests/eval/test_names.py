@@ -40,7 +40,7 @@ def test_mmbench_without_a_judge_is_scored_statically():
 @pytest.mark.parametrize("name", ["mmvet", "llava_bench", "llava_in_the_wild"])
 def test_open_answers_without_a_judge_are_refused(name, run_folder, capsys, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert main(["--model", str(run_folder), "--tasks", name]) == 1
+    assert main(["--model", str(run_folder), "--tasks", name]) == 2
     message = capsys.readouterr().err
     assert name in message
     assert "judge" in message
@@ -57,7 +57,7 @@ def test_judge_key():
 
 @pytest.mark.parametrize(("wrong", "right"), [("vqa2", "vqav2"), ("mmbench_em_dev", "mmbench_en_dev")])
 def test_unknown_names_offer_short_and_stock_ones(run_folder, capsys, wrong, right):
-    assert main(["--model", str(run_folder), "--tasks", wrong]) == 1
+    assert main(["--model", str(run_folder), "--tasks", wrong]) == 2
     message = capsys.readouterr().err
     assert f"Unknown task {wrong!r}" in message
     assert right in message
@@ -95,24 +95,24 @@ def test_shipped_suites(path, run_folder):
     ("content", "words"),
     [
         ("taks: gqa", ["taks", "did you mean tasks?"]),
-        ("batch_size: many", ["batch_size must be int", "many"]),
+        ("batch_size: many", ["batch_size must be a whole number", "many"]),
         ("resume: 3", ["resume must be true or false", "3"]),
         ("- gqa", ["list"]),
-        ("a: [", ["not YAML"]),
+        ("a: [", ["not valid YAML"]),
     ],
 )
 def test_wrong_files_of_options(tmp_path, capsys, content, words):
     (tmp_path / "suite.yaml").write_text(content)
-    assert main(["--config", str(tmp_path / "suite.yaml"), "--model", "x"]) == 1
+    assert main(["--config", str(tmp_path / "suite.yaml"), "--model", "x"]) == 2
     message = capsys.readouterr().err
     assert "suite.yaml" in message
     assert all(word in message for word in words), message
 
 
 def test_missing_options_are_named(tmp_path, capsys, run_folder):
-    assert main(["--config", str(tmp_path / "none.yaml")]) == 1
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
-    assert main(["--tasks", "gqa"]) == 1
+    assert main(["--tasks", "gqa"]) == 2
     assert "--model" in capsys.readouterr().err
-    assert main(["--model", str(run_folder)]) == 1
+    assert main(["--model", str(run_folder)]) == 2
     assert "--tasks" in capsys.readouterr().err

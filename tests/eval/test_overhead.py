@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dynamic_llava.eval.overhead import TASK, build_bench, main
+from dynamic_llava.eval.overhead import main
+from dynamic_llava.eval.overhead_bench import TASK, build_bench
 from dynamic_llava.eval.responses import FILE_NAME
 
 
@@ -28,11 +29,11 @@ def test_our_side_does_the_whole_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--documents", "0"], "--documents must be at least 1, got 0"),
-        (["--batch-size", "-2"], "--batch-size must be at least 1, got -2"),
+        (["--documents", "0"], "--documents must be a whole number of at least 1, got '0'"),
+        (["--batch-size", "-2"], "--batch-size must be a whole number of at least 1, got '-2'"),
         (["--documents", "1", "--processor", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input(arguments, message, capsys):
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err

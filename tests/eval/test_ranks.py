@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from dynamic_llava.errors import ExitStatus
 from dynamic_llava.eval.__main__ import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval.sh"
@@ -18,6 +21,17 @@ def rows(folder, name: str) -> list[dict]:
         for key in ("batch_size", "prefill_ms", "decode_ms"):
             row.pop(key, None)
     return sorted(found, key=lambda row: row["doc_id"])
+
+
+@pytest.mark.parametrize("launcher", ["eval.sh", "ranks.py"])
+def test_the_status_of_a_rank_is_that_of_the_launcher(launcher):
+    environment = {**os.environ, "PYTHON": sys.executable, "GPUS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dynamic_llava.eval"]
+    start = ["bash", SCRIPT] if launcher == "eval.sh" else [sys.executable, SCRIPT.parent / "ranks.py", *torchrun]
+    done = subprocess.run([*start, "--batch-size=0"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == ExitStatus.BAD_INPUT, done.stderr
+    assert "error: --batch-size must be a whole number" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_two_ranks_equal_one(run_folder, shapes_folder, tmp_path):

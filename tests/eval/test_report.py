@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from dynamic_llava.eval.conversations import data_root_at
-from dynamic_llava.eval.report import ROWS, VQA_TASK, main, make_report
+from dynamic_llava.eval.report import main
 from dynamic_llava.eval.report_html import scaled
+from dynamic_llava.eval.report_rows import ROWS, VQA_TASK, make_report
 from dynamic_llava.eval.runner import EvaluationOptions, numeric_metrics
 from dynamic_llava.eval.viz import PAPER, draw_patches, text_pieces
 
@@ -62,7 +63,7 @@ def test_report_html_is_self_contained(report):
 
 def test_report_refuses_models_the_wrong_way_round(run_folder, dense_folder, shapes_folder, tmp_path, capsys):
     arguments = ["--data-root", str(shapes_folder), "--output", str(tmp_path)]
-    assert main(["--run", str(dense_folder), "--base", str(dense_folder), *arguments]) == 1
+    assert main(["--run", str(dense_folder), "--base", str(dense_folder), *arguments]) == 2
     assert "--run must be a Dynamic-LLaVA checkpoint" in capsys.readouterr().err
 
 

@@ -13,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dynamic_llava.errors import ExitStatus
 from dynamic_llava.eval.__main__ import main
+from dynamic_llava.eval.answers import Answer
+from dynamic_llava.eval.costs import RequestRecord
 from dynamic_llava.eval.lmms_model import DynamicLlava
 from dynamic_llava.eval.responses import ResponseStore, checkpoint_fingerprint, response_key
 
@@ -25,6 +28,8 @@ CLOCK = re.compile(r'"(prefill|decode)_ms": [^,}]+')
 SLOW = """
 import sys, time
 from dynamic_llava.eval.__main__ import main
+from dynamic_llava.eval.answers import Answer
+from dynamic_llava.eval.costs import RequestRecord
 from dynamic_llava.eval.lmms_model import DynamicLlava
 answer = DynamicLlava._answer
 def slow(self, requests):
@@ -79,8 +84,7 @@ def test_cut_off_and_resumed_is_the_same(evaluate, stop_after, tmp_path, options
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert evaluate(whole, *options) == 0
     stop_after(2)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(parts, *options)
+    assert evaluate(parts, *options) == ExitStatus.INTERRUPTED
     assert not (parts / "results.json").exists()
     answered = stop_after(None)
     assert evaluate(parts, *options, "--resume") == 0
@@ -151,13 +155,41 @@ def test_cut_off_last_line_is_dropped(evaluate, stop_after, tmp_path, capsys):
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
+@pytest.mark.parametrize("left", [0, 1, 40, 200], ids=lambda size: f"{size} bytes")
+def test_what_a_full_disk_has_left_is_resumed(evaluate, stop_after, tmp_path, left):
+    """An empty file, or one cut in its first lines, counts as begun: later answers have their header."""
+    assert evaluate(tmp_path) == 0
+    before, file = written(tmp_path), tmp_path / "responses.jsonl"
+    file.write_bytes(file.read_bytes()[:left])
+    assert evaluate(tmp_path, "--resume") == 0
+    answered = stop_after(0)
+    assert evaluate(tmp_path, "--resume") == 0
+    assert answered == []
+    assert written(tmp_path) == before
+
+
+def test_nothing_to_resume_is_said(run_folder, shapes_folder, evaluate, tmp_path, capsys):
+    assert evaluate(tmp_path, "--resume") == 2
+    assert "--resume: there is no responses.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": 5}, {"text": None}, {"record": None}, {"record": {}}, {"record": {"task": "a", "doc_id": "b"}}]
+)
+def test_answers_of_another_shape_are_refused(row, capsys):
+    right = Answer("a", RequestRecord("t", 0, 1, 1, 1, 1, 1, 1)).stored()
+    assert Answer.from_stored(json.loads(json.dumps(right))).text == "a"
+    with pytest.raises(ValueError, match="start without --resume"):
+        Answer.from_stored({**right, **row})
+
+
 def test_broken_line_in_the_middle_is_named(evaluate, tmp_path, capsys):
     assert evaluate(tmp_path) == 0
     file = tmp_path / "responses.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     lines[4] = lines[4][:30] + "\n"
     file.write_text("".join(lines))
-    assert evaluate(tmp_path, "--resume") == 1
+    assert evaluate(tmp_path, "--resume") == 2
     message = capsys.readouterr().err
     assert "responses.jsonl line 5 is broken" in message
     assert "--resume" in message
@@ -171,7 +203,7 @@ def test_changed_checkpoint_is_refused(run_folder, shapes_folder, tmp_path, caps
     assert main([*arguments, "--resume"]) == 0
     weights = load_file(model / "model.safetensors")
     save_file({name: weight + 0.01 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    assert main([*arguments, "--resume"]) == 1
+    assert main([*arguments, "--resume"]) == 2
     message = capsys.readouterr().err
     assert "responses.jsonl" in message
     assert "before it changed" in message

@@ -154,7 +154,7 @@ def shown(*words: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_the_script_starts_a_process_for_each_gpu(tmp_path):
-    torchrun = f"{sys.executable} -m torch.distributed.run --"
+    torchrun = f"{sys.executable} scripts/ranks.py torch.distributed.run --"
     own = "dynamic_llava.train --config configs/train/smoke_cpu.yaml"
     found = shown("configs/train/smoke_cpu.yaml", "max_steps=3", GPUS="8")
     assert found.stdout.startswith(f"{torchrun}standalone --nproc_per_node 8 -m {own} max_steps=3\n")
@@ -172,12 +172,12 @@ def test_the_script_takes_a_hostfile(tmp_path):
     assert found.stdout.startswith(f"{sys.executable} {deepspeed} dynamic_llava.train")
     assert "Memory, 16 rank(s)" in found.stdout
     found = shown(HOSTFILE=str(tmp_path / "none"))
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert "none is not a file; see scripts/hostfile.example" in found.stderr
 
 
 def test_the_script_takes_accelerates_files(tmp_path):
-    launcher = f"{sys.executable} -m accelerate.commands.launch --config_file configs/accelerate/"
+    launcher = f"{sys.executable} scripts/ranks.py accelerate.commands.launch --config_file configs/accelerate/"
     own = "dynamic_llava.train --config configs/train/smoke_cpu.yaml"
     weights = {}
     for name in ("ddp", "fsdp2"):
@@ -199,5 +199,5 @@ def test_the_script_takes_accelerates_files(tmp_path):
 )
 def test_accelerates_launcher_where_it_cannot_start(file, gpus, message):
     found = shown("configs/train/smoke_cpu.yaml", ACCELERATE=file, GPUS=gpus)
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert message in found.stderr

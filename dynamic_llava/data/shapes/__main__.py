@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from ...cli import Parser, seed, text, whole
+from ...errors import run_command
+from ...files import read_json_object
 from .build import INFO_FILE, build_shapes
 
 
-def main() -> None:
-    """Reads the command line, builds the data and says what is there."""
-    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.data.shapes", description="Build the shapes data.")
-    parser.add_argument("--output", default="data/shapes", help="folder to write")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line, builds the data and says what is there; returns the exit status."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m dynamic_llava.data.shapes", description="Build the shapes data.")
+    parser.add_argument("--output", type=text, default="data/shapes", help="folder to write")
     for name, parameter in inspect.signature(build_shapes).parameters.items():
         if isinstance(parameter.default, bool):
             parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help="replace other shapes there")
         elif isinstance(parameter.default, int):
-            parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=parameter.default)
-    arguments = vars(parser.parse_args())
-    try:
-        output = build_shapes(**arguments)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    counts = json.loads((Path(output) / INFO_FILE).read_text())["samples"]
+            kind = seed if name == "seed" else whole()
+            parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=parameter.default)
+    output = build_shapes(**vars(parser.parse_args(argv)))
+    counts = read_json_object(Path(output) / INFO_FILE, "record of shapes")["samples"]
     print(f"{output}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import datasets
 from PIL import Image
 
 from ...data.opening import open_picture
+from ...files import inside, parse_json, read_text
 
 IMAGE_COLUMN = "image"
 
@@ -24,18 +26,20 @@ def write_documents(path: Path, documents: Iterable[dict[str, Any]]) -> int:
         ValueError: there are no documents.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    unfinished = path.with_suffix(".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with unfinished.open("wb") as file:
             count = 0
             for document in documents:
-                file.write(json.dumps(_with_relative_images(document, path), ensure_ascii=False) + "\n")
+                line = json.dumps(_with_relative_images(document, path), ensure_ascii=False) + "\n"
+                # Half a surrogate pair is text in JSON, and in no file.
+                file.write(line.encode(errors="backslashreplace"))
                 count += 1
         if not count:
             raise ValueError(f"The source of {path.stem} holds no documents.")
-        partial.replace(path)
+        unfinished.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return count
 
 
@@ -57,28 +61,27 @@ def read_documents(path: Path, required: Sequence[str] = ()) -> list[dict[str, A
 
     Raises:
         FileNotFoundError: the file, or an image that it names, is missing.
-        ValueError: a line is not a JSON object, or a required column is missing or empty.
+        ValueError: a line is not a JSON object, a required column is missing or empty, or an image's name leads out of
+            the file's folder without being a whole path.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"No documents: {path} is missing.")
     documents = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path} line {number}"
-            try:
-                document = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is not JSON ({error}); prepare the file again.") from error
-            if not isinstance(document, dict):
-                raise ValueError(f"{where} is {type(document).__name__}, not a JSON object; prepare the file again.")
-            for column in required:
-                if document.get(column) in (None, "", []):
-                    raise ValueError(f"{where}: the document has no {column!r}; complete or remove it.")
-            document[IMAGE_COLUMN] = _map_images(document, lambda image: str(path.parent / image))
-            for image in _images(document):
-                if not Path(image).is_file():
-                    raise FileNotFoundError(f"{where} names a missing image: {image}.")
-            documents.append(document)
+    for number, line in enumerate(read_text(path, "file of documents").split("\n"), start=1):
+        where = f"{path} line {number}"
+        if not line.strip():
+            continue
+        document = parse_json(line, where)
+        if not isinstance(document, dict):
+            raise ValueError(f"{where} is {type(document).__name__}, not a JSON object; prepare the file again.")
+        for column in required:
+            if document.get(column) in (None, "", []):
+                raise ValueError(f"{where}: the document has no {column!r}; complete or remove it.")
+        # Whole paths are those of pictures that lie outside, which `write_documents` gives.
+        place = partial(inside, path.parent, where=f"{where}: 'image'", or_absolute=True)
+        document[IMAGE_COLUMN] = _map_images(document, lambda image, place=place: str(place(image)))
+        for image in _images(document):
+            if not Path(image).is_file():
+                raise FileNotFoundError(f"{where} names a missing image: {image}.")
+        documents.append(document)
     if not documents:
         raise ValueError(f"{path} is empty; prepare the file again.")
     return documents
@@ -87,7 +90,11 @@ def read_documents(path: Path, required: Sequence[str] = ()) -> list[dict[str, A
 def image_dataset(documents: Sequence[dict[str, Any]]) -> datasets.Dataset:
     """A dataset whose image column decodes the paths of `documents`, one image or a list of them each."""
     # From a list: the JSON reader of `datasets` would turn answers that look like dates into timestamps.
-    table = datasets.Dataset.from_list(list(documents))
+    try:
+        table = datasets.Dataset.from_list(list(documents))
+    except (ValueError, TypeError) as error:
+        # Of pyarrow: a column holds text in one line and a list in another.
+        raise ValueError(f"The documents do not fit into one table ({error}); prepare the file again.") from error
     several = any(isinstance(document[IMAGE_COLUMN], list) for document in documents)
     return table.cast_column(IMAGE_COLUMN, datasets.List(Picture()) if several else Picture())
 

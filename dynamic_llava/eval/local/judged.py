@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .source import Source, column, read_json, read_lines
+from .source import Source, read_lines, read_named, unique
 
 Documents = Iterator[dict[str, Any]]
 
@@ -14,14 +14,14 @@ def mmvet(source: Source) -> Documents:
     """MM-Vet's `mm-vet.json`: questions by id, with the capabilities that each needs."""
     path = source.find("mm-vet.json")
     images = source.find("images")
-    for name, entry in read_json(path).items():
+    for name, entry in read_named(path):
         yield {
             "question_id": name,
-            "question": column(entry, "question", path),
-            "answer": column(entry, "answer", path),
+            "question": entry.text("question"),
+            "answer": entry.value("answer"),
             "image_source": entry.get("imagesource"),
-            "capability": ",".join(column(entry, "capability", path)),
-            "image": images / column(entry, "imagename", path),
+            "capability": ",".join(map(str, entry.value("capability", list))),
+            "image": entry.picture(images, "imagename"),
         }
 
 
@@ -31,19 +31,19 @@ def llava_bench(source: Source) -> Documents:
         source.find(name) for name in ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
     )
     images = source.find("images")
-    captions = {column(line, "image", contexts): column(line, "caption", contexts) for line in read_lines(contexts)}
-    given = {column(line, "question_id", answers): column(line, "text", answers) for line in read_lines(answers)}
-    for line in read_lines(questions):
-        name, image = column(line, "question_id", questions), column(line, "image", questions)
+    captions = {line.text("image"): line.text("caption") for line in read_lines(contexts)}
+    given = {line.value("question_id"): line.text("text") for line in read_lines(answers)}
+    for line in unique(read_lines(questions), "question_id"):
+        name, image = line.value("question_id"), line.text("image")
         if name not in given or image not in captions:
             lacking = answers if name not in given else contexts
             raise ValueError(f"{lacking} has nothing for question {name} on {image}; download it again.")
         yield {
             "question_id": name,
             "image_id": image,
-            "question": column(line, "text", questions),
-            "category": column(line, "category", questions),
+            "question": line.text("text"),
+            "category": line.text("category"),
             "caption": captions[image],
             "gpt_answer": given[name],
-            "image": images / image,
+            "image": line.picture(images, "image"),
         }

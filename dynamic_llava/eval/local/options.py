@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import sys
+import binascii
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .source import IMAGE_SUFFIXES, Source, column, read_json, read_lines, read_table
+from ...files import inside
+from .source import IMAGE_SUFFIXES, Row, Source, read_lines, read_list, read_object, read_parquet, read_table, unique
 
 Documents = Iterator[dict[str, Any]]
 MMBENCH_TEXTS = ("question", "hint", "A", "B", "C", "D", "answer", "category", "source", "comment", "split")
@@ -23,22 +24,27 @@ def mmbench(*files: str) -> Callable[[Source], Documents]:
 
     def convert(source: Source) -> Documents:
         path = source.find(*files)
-        source.images.mkdir(parents=True, exist_ok=True)
         written: dict[str, Path] = {}
-        for row in read_table(path, "\t"):
-            index, picture = column(row, "index", path), column(row, "image", path) or ""
+        for row in unique(read_table(path, "\t"), "index"):
+            index, picture = row.whole("index"), row.text("image")
             if len(picture) < SHORTEST_PICTURE:
                 if picture not in written:
-                    raise ValueError(f"{path}: question {index} names the picture of {picture!r}, which is not there.")
+                    raise ValueError(f"{row.where} names the picture of {picture!r}, which is not above it.")
                 image = written[picture]
             else:
-                image = source.images / f"{index}.jpg"
-                image.write_bytes(base64.b64decode(picture))
-            written[index] = image
+                image = source.unpack(f"{index}.jpg", _decoded(picture, row), row.where)
+            written[str(index)] = image
             texts = {name: row.get(name) for name in MMBENCH_TEXTS}
-            yield {"index": int(index), **texts, "L2-category": row.get("l2-category"), "image": image}
+            yield {"index": index, **texts, "L2-category": row.get("l2-category"), "image": image}
 
     return convert
+
+
+def _decoded(picture: str, row: Row) -> bytes:
+    try:
+        return base64.b64decode(picture, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{row.where}: 'image' is not base64 ({error}); download the file again.") from error
 
 
 def scienceqa(only_with_image: bool) -> Callable[[Source], Documents]:
@@ -48,21 +54,22 @@ def scienceqa(only_with_image: bool) -> Callable[[Source], Documents]:
         path = source.find("problems.json", "data/scienceqa/problems.json")
         splits = source.find("pid_splits.json", "data/scienceqa/pid_splits.json")
         images = source.find("images/test", "test")
-        problems = read_json(path)
-        for name in column(read_json(splits), "test", splits):
-            problem = column(problems, name, path)
+        problems = read_object(path)
+        for name in read_object(splits).value("test", list):
+            problem = Row(problems.value(str(name), dict), f"{path} entry {name!r}")
             picture = problem.get("image")
             if only_with_image and not picture:
                 continue
             texts = {key: problem.get(key, "") for key in ("grade", "subject", "topic", "category", "skill", "lecture")}
+            folder = inside(images, str(name), problem.where)
             yield {
                 "id": name,
-                "question": problem["question"],
-                "choices": problem["choices"],
-                "answer": problem["answer"],
+                "question": problem.text("question"),
+                "choices": problem.value("choices", list),
+                "answer": problem.whole("answer"),
                 "hint": problem.get("hint", ""),
                 **texts,
-                "image": images / name / picture if picture else None,
+                "image": problem.picture(folder, "image") if picture else None,
             }
 
     return convert
@@ -73,36 +80,33 @@ def seedbench(source: Source) -> Documents:
     path = source.find("SEED-Bench.json")
     images = source.find("SEED-Bench-image")
     frames = source.optional("SEED-Bench-video-image")
-    without_frame = 0
-    for question in column(read_json(path), "questions", path):
-        if question["data_type"] == "video":
-            picture = frames / f"{question['question_id']}.png" if frames else None
+    for question in read_object(path).rows("questions"):
+        if question.value("data_type") == "video":
+            picture = question.picture(frames, "question_id", "{}.png") if frames else None
             if picture is None or not picture.is_file():
-                without_frame += 1
+                source.skip("video questions without a frame")
                 continue
         else:
-            picture = images / question["data_id"]
+            picture = question.picture(images, "data_id")
         names = ("question_id", "question", "answer", "data_id", "data_type", "question_type_id")
-        options = {f"choice_{letter}": question[f"choice_{letter}"] for letter in "abcd"}
-        yield {**{name: question[name] for name in names}, **options, "image": [picture]}
-    if without_frame:
-        print(f"seedbench: {without_frame} video questions without a frame are left out.", file=sys.stderr)
+        names += tuple(f"choice_{letter}" for letter in "abcd")
+        yield {**{name: question.value(name) for name in names}, "image": [picture]}
 
 
 def mmvp(source: Source) -> Documents:
     """MMVP's table with lmms-eval's corrections of two swapped pairs."""
     path = source.find("Questions.csv")
     images = source.find("MMVP Images", "MMVP_Images", "images")
-    for row in read_table(path, ","):
-        index = int(column(row, "Index", path))
+    for row in unique(read_table(path, ","), "Index"):
+        index = row.whole("Index")
         picture = next((images / f"{index}{s}" for s in IMAGE_SUFFIXES if (images / f"{index}{s}").is_file()), None)
         if picture is None:
             raise FileNotFoundError(f"No image {index} ({', '.join(IMAGE_SUFFIXES)}) in {images}.")
         yield {
             "Index": index,
-            "Question": row["Question"],
-            "Options": row["Options"],
-            "Correct Answer": MMVP_CORRECTIONS.get(index, row["Correct Answer"]),
+            "Question": row.text("Question"),
+            "Options": row.text("Options"),
+            "Correct Answer": MMVP_CORRECTIONS.get(index, row.text("Correct Answer")),
             "image": picture,
         }
 
@@ -114,35 +118,26 @@ def cv_bench(*parts: str) -> Callable[[Source], Documents]:
         for part in parts:
             images = source.optional("img")
             path = source.find(f"test_{part}.parquet", f"data/test_{part}.parquet", f"test_{part}.jsonl")
-            for row in _parquet_rows(path) if path.suffix == ".parquet" else read_lines(path):
-                picture = row.get("image")
-                if isinstance(picture, dict):
-                    image = source.images / f"{part}_{row['idx']}.png"
-                    image.parent.mkdir(parents=True, exist_ok=True)
-                    image.write_bytes(picture["bytes"])
+            for row in unique(read_parquet(path) if path.suffix == ".parquet" else read_lines(path), "idx"):
+                if isinstance(row.get("image"), dict):
+                    content = Row(row.get("image"), f"{row.where}: 'image'").value("bytes", bytes)
+                    image = source.unpack(f"{part}_{row.whole('idx')}.png", content, row.where)
                 else:
-                    image = (images or path).parent / column(row, "filename", path)
-                names = ("idx", "type", "task", "question", "choices", "answer", "prompt", "source")
-                yield {**{name: column(row, name, path) for name in names}, "image": image}
+                    image = row.picture((images or path).parent, "filename")
+                names = ("idx", "type", "task", "question", "answer", "prompt", "source")
+                values = {name: row.value(name) for name in names}
+                yield {**values, "choices": row.value("choices", list), "image": image}
 
     return convert
-
-
-def _parquet_rows(path: Path) -> Documents:
-    import pyarrow.parquet
-
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
-        yield from batch.to_pylist()
 
 
 def realworldqa(source: Source) -> Documents:
     """RealWorldQA's annotations: JSON lines (or one JSON list) with image, question and answer."""
     path = source.find("annotations.jsonl", "annotations.json")
-    for line in read_lines(path) if path.suffix == ".jsonl" else read_json(path):
-        name = column(line, "image", path)
-        image = path.parent / name
+    for line in read_lines(path) if path.suffix == ".jsonl" else read_list(path):
+        image = line.picture(path.parent, "image")
         yield {
-            "question": column(line, "question", path),
-            "answer": column(line, "answer", path),
-            "image": image if image.is_file() else path.parent / "images" / name,
+            "question": line.text("question"),
+            "answer": line.value("answer"),
+            "image": image if image.is_file() else line.picture(path.parent / "images", "image"),
         }

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...cli import Parser, text
+from ...errors import ExitStatus, message_of, run_command
+from ...files import output_folder
 from ..names import SHORT_NAMES, STATIC_SCORERS, STOCK_PREFIX
 from . import judged, open_answers, options, yes_no
 from .documents import read_documents, write_documents
-from .source import Source
+from .source import BenchmarkAbsent, Source
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def require_ocr_tokens(path: Path) -> None:
 
 
 def prepare(task: str, source: str | Path, output: str | Path) -> tuple[Path, int]:
-    """Write the documents of `task` from the downloads in `source`; returns the file and its number of documents.
+    """Write the documents of `task` from the downloads in `source`; returns the file and its number of documents. What
+    was left out is said on stderr.
 
     Raises:
         FileNotFoundError: a file of the download, or an image, is missing.
@@ -123,18 +127,20 @@ def prepare(task: str, source: str | Path, output: str | Path) -> tuple[Path, in
     conversion = CONVERSIONS[task]
     path = documents_path(output, task)
     found = Source(Path(source), conversion.folder, Path(output) / "images" / task)
-    try:
-        return path, write_documents(path, conversion.convert(found))
-    except KeyError as error:
-        raise ValueError(f"The download of {task} in {source} lacks {error}; is it the official file?") from error
+    count = write_documents(path, conversion.convert(found))
+    for reason, rows in found.skipped.items():
+        print(f"{task}: {rows} {reason} are left out.", file=sys.stderr)
+    return path, count
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(arguments: Sequence[str] | None = None) -> ExitStatus:
+    """The command line; `FINDINGS` where some benchmarks were made and others failed."""
+    parser = Parser(prog=PREPARE_COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", help=f"names or tasks, default all that are there: {known_names()}")
-    parser.add_argument("--source", required=True, help="LLaVA's playground/data/eval, or the folder of one benchmark")
-    parser.add_argument("--output", required=True, help="folder for the JSON lines")
+    parser.add_argument(
+        "--source", type=text, required=True, help="LLaVA's playground/data/eval, or the folder of one benchmark"
+    )
+    parser.add_argument("--output", type=text, required=True, help="folder for the JSON lines")
     args = parser.parse_args(arguments)
     if not Path(args.source).is_dir():
         raise FileNotFoundError(f"--source {args.source} is not a folder.")
@@ -144,19 +150,38 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for name, task in zip(args.benchmarks, tasks, strict=True):
         if task not in CONVERSIONS:
             raise ValueError(f"No conversion for {name!r}; there are {known_names()}.")
-    written = 0
-    for task in tasks or CONVERSIONS:
+    output_folder(args.output)
+    written, failed = 0, {}
+    for task in dict.fromkeys(tasks) or CONVERSIONS:
         try:
             path, count = prepare(task, args.source, args.output)
-        except FileNotFoundError as error:
+        except BenchmarkAbsent as error:
             if tasks:
-                raise
-            print(f"{task}: left out. {error}", file=sys.stderr)
+                failed[task] = error
+            else:
+                print(f"{task}: left out. {error}", file=sys.stderr)
+            continue
+        except (ValueError, FileNotFoundError) as error:
+            failed[task] = error
             continue
         written += 1
         print(f"{task}: {count} documents in {path}")
+    return _told(written, failed, args.source)
+
+
+def _told(written: int, failed: dict[str, Exception], source: str) -> ExitStatus:
+    """Say what failed, if anything, and how that counts."""
+    if not written and not failed:
+        raise FileNotFoundError(f"{source} holds none of the benchmarks {known_names()}.")
+    if not written and len(failed) == 1:
+        raise next(iter(failed.values()))
+    for task, error in failed.items():
+        print(f"{task}: failed. {message_of(error)}", file=sys.stderr)
     if not written:
-        raise FileNotFoundError(f"{args.source} holds none of the benchmarks {known_names()}.")
+        raise ValueError(f"All {len(failed)} benchmarks failed: {', '.join(failed)}.")
+    if failed:
+        print(f"{len(failed)} of {written + len(failed)} benchmarks failed: {', '.join(failed)}.", file=sys.stderr)
+    return ExitStatus.FINDINGS if failed else ExitStatus.DONE
 
 
 def known_names() -> str:
@@ -166,10 +191,5 @@ def known_names() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 with one line on what is wrong."""
-    try:
-        run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Returns the exit status, see `errors.ExitStatus`: 1 where some benchmarks were made and others failed."""
+    return run_command(run, arguments)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ...files import read_text
 from .source import IMAGE_SUFFIXES, Source, read_lines
 
 POPE_CATEGORIES = ("adversarial", "popular", "random")
@@ -15,18 +16,20 @@ def pope(*categories: str) -> Callable[[Source], Iterator[dict[str, Any]]]:
     """Converter of POPE's questions on COCO of `categories`."""
 
     def convert(source: Source) -> Iterator[dict[str, Any]]:
+        names = {category: f"coco_pope_{category}.json" for category in categories}
+        paths = {c: source.find(f"coco/{name}", name, f"output/coco/{name}") for c, name in names.items()}
         images = source.find("val2014", "images/val2014", "vqav2/val2014")
-        for category in categories:
-            name = f"coco_pope_{category}.json"
-            for line in read_lines(source.find(f"coco/{name}", name, f"output/coco/{name}")):
+        for category, path in paths.items():
+            for line in read_lines(path):
+                picture = line.picture(images, "image")
                 yield {
-                    "id": f"{category}_{line['question_id']}",
-                    "question_id": line["question_id"],
-                    "question": line["text"],
-                    "answer": line["label"],
-                    "image_source": Path(line["image"]).stem,
+                    "id": f"{category}_{line.value('question_id')}",
+                    "question_id": line.value("question_id"),
+                    "question": line.text("text"),
+                    "answer": line.text("label"),
+                    "image_source": picture.stem,
                     "category": category,
-                    "image": images / line["image"],
+                    "image": picture,
                 }
 
     return convert
@@ -42,7 +45,7 @@ def mme(source: Source) -> Iterator[dict[str, Any]]:
         texts, images = (texts, images) if texts.is_dir() else (folder, folder)
         for text in sorted(texts.glob("*.txt")):
             image = _image_named(images, text.stem)
-            for line in text.read_text(encoding="utf-8").splitlines():
+            for line in read_text(text, "list of questions").splitlines():
                 question, _, answer = line.strip().partition("\t")
                 if answer:
                     yield {
@@ -52,6 +55,8 @@ def mme(source: Source) -> Iterator[dict[str, Any]]:
                         "category": folder.name,
                         "image": image,
                     }
+                elif question:
+                    source.skip("lines without a question and an answer")
 
 
 def _image_named(folder: Path, stem: str) -> Path:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from ...cli import Parser, text
 from ...data.shapes.scene import PATCH_SIZE, PICTURE_SIZE, sample_split_scene
+from ...errors import run_command
 from .align import align_projector
 from .build import build_model, build_processor, build_tokenizer
 from .card import model_card
@@ -26,12 +29,16 @@ _IMAGE_TOKENS = (PICTURE_SIZE // PATCH_SIZE) ** 2
 _KEPT_TOKENS = int(_IMAGE_TOKENS * 0.2)
 
 
-def main() -> None:
-    """Reads the command line and makes the asset."""
-    parser = argparse.ArgumentParser(prog="python -m dynamic_llava.train.tiny_base", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line and makes the asset; returns the exit status."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m dynamic_llava.train.tiny_base", description=__doc__)
     parser.add_argument("--config", default="configs/train/tiny_base.yaml", help="YAML file with the settings")
-    parser.add_argument("--output", help="where to write the asset, instead of the config's place")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=text, help="where to write the asset, instead of the config's place")
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = load_config(arguments.config)
     make_tiny_base(config, arguments.output or config.output, f"--config {arguments.config}")
@@ -96,4 +103,4 @@ def draw_split(config: TinyBaseConfig, split: str, count: int) -> Pictures:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

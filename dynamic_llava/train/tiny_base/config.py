@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ...files import read_yaml_mapping
 
 # The wording that the base of the package was trained with; its chat template writes it. Vicuna v1 says "user".
 SYSTEM_PROMPT = (
@@ -93,12 +94,9 @@ def load_config(path: str | Path) -> TinyBaseConfig:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: on a key that does not exist, naming it and those that do.
+        ValueError: on a key that does not exist, naming it and those that do, or a value of another type or range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no config at {path}; pass --config configs/train/tiny_base.yaml")
-    return _build(TinyBaseConfig, yaml.safe_load(path.read_text()) or {}, str(path))
+    return _build(TinyBaseConfig, read_yaml_mapping(path), str(path))
 
 
 def _build(cls: type, values: object, where: str) -> Any:
@@ -110,15 +108,24 @@ def _build(cls: type, values: object, where: str) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"{where}: unknown key {key!r}; known keys: {', '.join(known)}")
-        if known[key].type in _STAGES:
-            built[key] = _build(_STAGES[known[key].type], value, f"{where}: {key}")
-        elif isinstance(value, _TYPES[known[key].type]):
-            built[key] = value
-        else:
-            # YAML reads 1e6 as text: only 1.0e+6 is a number.
-            raise ValueError(f"{where}: {key} is {value!r}; write a value of type {known[key].type}")
+        kind = known[key].type
+        built[key] = _build(_STAGES[kind], value, f"{where}: {key}") if kind in _STAGES else value
+        if kind not in _STAGES and not _fits(key, kind, value):
+            least = "at least 0" if key in _MAY_BE_ZERO else "above 0"
+            wanted = f"a number {least}" if kind in ("int", "float") else f"a value of type {kind}"
+            raise ValueError(f"{where}: {key} is {value!r}; write {wanted}")
     return cls(**built)
+
+
+def _fits(key: str, kind: str, value: object) -> bool:
+    """Whether `value` has the type `kind`; numbers also whether they are finite and not below what makes sense."""
+    if kind in ("bool", "str"):
+        return isinstance(value, _TYPES[kind])
+    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]) or not math.isfinite(value):
+        return False
+    return value > 0 or (value == 0 and key in _MAY_BE_ZERO)
 
 
 _STAGES = {stage.__name__: stage for stage in (VisionShape, TextShape, TowerStage, AlignStage, DecoderStage)}
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+_MAY_BE_ZERO = ("seed", "extra_relation_questions", "position_questions", "description_share")
