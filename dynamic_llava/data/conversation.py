@@ -55,6 +55,11 @@ def parse_turns(conversations: object) -> list[Turn]:
     return turns
 
 
+def printable(text: str) -> str:
+    """Returns `text` with lone surrogates, which JSON can hold and no terminal or file takes, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def short(value: object, most: int = 200) -> str:
     """Returns `value` as it would be written in Python, cut where that is long; it can be printed."""
     try:

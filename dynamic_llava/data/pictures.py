@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import LlavaProcessor
 
+from .conversation import printable
 from .opening import for_processor, opened, to_rgb
 
 # Behind the end marker of a whole JPEG some writers leave a few bytes.
@@ -51,7 +52,7 @@ class PictureReader:
             path = folder / name
             if os.path.isfile(path):  # unlike Path.is_file, false for names that are no names at all
                 return path
-        places = " or ".join(str(folder / name) for folder in self.folders)
+        places = printable(" or ".join(str(folder / name) for folder in self.folders))
         raise FileNotFoundError(
             f"no picture at {places}; check image_folder, fetch the file, or set on_bad_sample='skip'"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .conversation import short
+from .conversation import printable, short
 from .pictures import StoredPicture
 
 
@@ -12,11 +12,6 @@ def sample_id(sample: Any, index: int) -> str:
     """Returns the id of a sample, or its place in the file where it has none; it can be printed."""
     name = sample.get("id") if isinstance(sample, dict) else None
     return f"#{index}" if name is None else printable(name if isinstance(name, str) else short(name))
-
-
-def printable(text: str) -> str:
-    """Returns `text` with lone surrogates, which JSON can hold and no terminal or file takes, as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def told(where: str, error: ValueError | FileNotFoundError) -> ValueError | FileNotFoundError:
