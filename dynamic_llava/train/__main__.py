@@ -29,13 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
     parsed = parser.parse_intermixed_args(arguments)
     try:
-        values = read_values(parsed.config, parsed.overrides)
+        values, overridden = read_values(parsed.config, parsed.overrides)
         if parsed.dry_run:
             # What asks for a GPU can be planned without one.
             values["use_cpu"] = True
         elif values.get("deepspeed"):
             be_a_group()
-        config = resolve(values, parsed.config)
+        config = resolve(values, parsed.config, overridden)
         if parsed.dry_run:
             words = ["--config", parsed.config, *parsed.overrides]
             dry_run(config, f"{parsed.launcher} {__package__} {shlex.join(words)}", parsed.ranks)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from .bounds import check_bounds
 from .schedules import KEEP_RATE_SCHEDULES
 
 
@@ -37,8 +38,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}.")
-        if self.lora_r < 0:
-            raise ValueError(f"lora_r must not be negative, got {self.lora_r}.")
+        check_bounds(self)
         if self.lora_r and (self.train_projector or not self.train_decoder):
             raise ValueError(
                 f"lora_r={self.lora_r} trains adapters of the decoder and the predictors; with "
@@ -90,6 +90,7 @@ class DataArguments:
     report_descriptions: int | None = field(default=None, metadata={"help": "Held-out descriptions in the report."})
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if (self.shapes is not None or self.report) and not self.image_folder:
             raise ValueError("The embedded data is made in, and reported on from, image_folder; set it.")
 
@@ -127,6 +128,7 @@ class StageArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.global_batch_size is not None:
             # Before Trainer's own arguments are resolved: DeepSpeed's are filled from them.
             steps = self.accumulation_steps(int(os.environ.get("WORLD_SIZE", 1)))
@@ -137,17 +139,10 @@ class StageArguments(TrainingArguments):
                 )
             self.gradient_accumulation_steps = steps
         super().__post_init__()
-        for name in ("gumbel_tau_start", "gumbel_tau_end", "predictor_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
-        if self.picture_steps is not None and self.picture_steps < 1:
-            raise ValueError(f"picture_steps must be at least 1, got {self.picture_steps}.")
         if self.keep_rate_schedule not in KEEP_RATE_SCHEDULES:
             raise ValueError(
                 f"keep_rate_schedule must be one of {', '.join(KEEP_RATE_SCHEDULES)}, got {self.keep_rate_schedule!r}."
             )
-        if not 0 < self.keep_rate_ramp <= 1:
-            raise ValueError(f"keep_rate_ramp must lie in (0, 1], got {self.keep_rate_ramp}.")
         for name in ("image_keep_rates", "output_keep_rates"):
             rates = getattr(self, name)
             if rates is None:
@@ -162,7 +157,7 @@ class StageArguments(TrainingArguments):
         if self.global_batch_size is None:
             return self.gradient_accumulation_steps
         at_once = self.per_device_train_batch_size * ranks
-        if self.global_batch_size < 1 or self.global_batch_size % at_once:
+        if self.global_batch_size % at_once:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is no multiple of the {at_once} samples that {ranks} "
                 f"rank(s) with per_device_train_batch_size={self.per_device_train_batch_size} take at once; change one."
