@@ -14,7 +14,7 @@ from transformers import LlavaProcessor
 from ..chat_template import IMAGE_TOKEN, system_prompt_of, writes_space_behind_image
 from ..token_spans import IGNORE_INDEX
 from .conversation import count_images, encode_conversation, parse_turns
-from .lengths import conversation_lengths
+from .lengths import ConversationLength, conversation_lengths
 from .pictures import PictureReader, StoredPicture
 from .tables import read_json
 
@@ -106,7 +106,7 @@ class ConversationDataset(Dataset):
         raise ValueError(f"{self.source}: no usable sample is left, {len(self.skipped)} were skipped")
 
     @cached_property
-    def full_lengths(self) -> list[int]:
+    def counted(self) -> list[ConversationLength]:
         """Tokens of every sample before the cut, image tokens included; counted once, without opening a picture."""
         return conversation_lengths(
             (parse_turns(sample["conversations"]) for sample in self.samples),
@@ -114,6 +114,11 @@ class ConversationDataset(Dataset):
             self.pictures.tokens_per_picture() if any(map(pictures_of, self.samples)) else 0,
             **self.prompt,
         )
+
+    @property
+    def full_lengths(self) -> list[int]:
+        """Tokens of every sample before the cut."""
+        return [length.total for length in self.counted]
 
     @property
     def lengths(self) -> list[int]:

@@ -93,7 +93,9 @@ def test_tokens_and_labels_are_llavas(conversation: list[dict[str, str]], tokeni
     text, _ = render_conversation(turns)
     assert input_ids == llava_tokens(text, tokenizer)
     assert labels == llava_labels(text, tokenizer)
-    assert conversation_lengths([turns], tokenizer, 1, space_behind_image=space) == [len(input_ids)]
+    (length,) = conversation_lengths([turns], tokenizer, 1, space_behind_image=space)
+    supervised = sum(label != IGNORE_INDEX for label in labels)
+    assert (length.total, length.answers) == (len(input_ids), supervised)
 
 
 def test_the_processor_of_a_published_checkpoint_writes_llavas_prompt(

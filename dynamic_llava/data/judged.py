@@ -1,0 +1,76 @@
+"""How many rows of training data the predictors learn from, counted without opening a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..token_spans import IGNORE_INDEX, answer_token_mask
+from .dataset import ConversationDataset, pictures_of
+from .mixture import MixtureDataset
+
+
+@dataclass(frozen=True)
+class JudgedCounts:
+    """Rows of an epoch behind the cut at `max_length`.
+
+    `answers` are the rows with output tokens: with output_turns="last" those that end in an answer, with "all" those
+    with any. `judged` are those of them with at least `min_output_length` output tokens, of which the output predictor
+    learns; `image_rows` those with image tokens, of which the image predictor learns.
+    """
+
+    answers: int
+    judged: int
+    image_rows: int
+
+
+def count_judged(dataset: ConversationDataset | MixtureDataset, min_output_length: int) -> JudgedCounts:
+    """Counts what the predictors see in an epoch of `dataset`, each row as often as its weight says.
+
+    Args:
+        dataset: training data.
+        min_output_length: rows with fewer output tokens are kept whole (`SparsityConfig`).
+
+    Raises:
+        ValueError: pictures have other numbers of tokens by their shape.
+    """
+    if isinstance(dataset, MixtureDataset):
+        parts = zip(dataset.parts, (chosen.tolist() for chosen in dataset.chosen), strict=True)
+    else:
+        parts = [(dataset, range(len(dataset)))]
+    answers = judged = image_rows = 0
+    for part, positions in parts:
+        rows = _rows(part)
+        for position in positions:
+            output_tokens, has_image = rows[position]
+            answers += output_tokens > 0
+            judged += output_tokens >= max(min_output_length, 1)
+            image_rows += has_image
+    return JudgedCounts(answers, judged, image_rows)
+
+
+def _rows(part: ConversationDataset) -> list[tuple[int, bool]]:
+    """Output tokens of every sample behind the cut, and whether it has an image there."""
+    rows = []
+    # Finding out about pictures runs the image processor: once, and only where a cut asks for it.
+    tokens = None
+    for position, (sample, length) in enumerate(zip(part.samples, part.counted, strict=True)):
+        if length.total > part.max_length:
+            tokens = part.pictures.tokens_per_picture() if tokens is None else tokens
+            rows.append(_cut_row(part, position, tokens))
+        else:
+            output_tokens = length.answers if part.output_turns == "all" else length.last_answer
+            rows.append((output_tokens, bool(pictures_of(sample))))
+    return rows
+
+
+def _cut_row(part: ConversationDataset, position: int, tokens: int) -> tuple[int, bool]:
+    try:
+        input_ids, labels = part.encode(position, tokens)
+    except ValueError:
+        # No answer is left: training stops at this sample, or skips it.
+        return 0, False
+    own = torch.tensor([labels])
+    output = own != IGNORE_INDEX if part.output_turns == "all" else answer_token_mask(own)
+    return int(output.sum()), part.processor.image_token_id in input_ids
