@@ -12,6 +12,7 @@ from enum import IntEnum
 class ExitStatus(IntEnum):
     """What a command's exit status says."""
 
+    #: Also a training that a scheduler stopped (SIGTERM, SIGUSR1): it is saved, and the same command goes on.
     DONE = 0
     #: The command did its work and found something wrong, as `data check` does with a broken picture.
     FINDINGS = 1
@@ -20,7 +21,8 @@ class ExitStatus(IntEnum):
     BAD_INPUT = 2
     #: A fault of this project; a traceback was printed.
     FAULT = 70
-    #: Ctrl-C; 128 + the signal's number, as shells count.
+    #: Ctrl-C or a closed terminal (SIGHUP); 128 + the signal's number, as shells count. A training is saved first, but
+    #: for a second Ctrl-C.
     INTERRUPTED = 130
 
 

@@ -9,11 +9,12 @@ from safetensors import SafetensorError
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
+from .configuration_dynamic_llava import PREDICTOR_NAMES
 from .model_card import write_model_card
 
 logger = logging.get_logger(__name__)
 
-PREDICTORS = ("image_predictor.", "output_predictor.", "instruct_predictor.")
+PREDICTORS = tuple(f"{name}." for name in PREDICTOR_NAMES)
 
 
 class DynamicLoadingMixin:
@@ -31,7 +32,7 @@ class DynamicLoadingMixin:
         """
         name = pretrained_model_name_or_path
         model, info = _load_quietly(super().from_pretrained, str(name), name, *args, **kwargs)
-        _say_new(str(name), check_keys(str(name), info["missing_keys"], info["unexpected_keys"]))
+        _note_new(model, str(name), check_keys(str(name), info["missing_keys"], info["unexpected_keys"]))
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -42,7 +43,7 @@ class DynamicLoadingMixin:
             name: what messages call the checkpoint.
         """
         model, info = _load_quietly(super().from_pretrained, name, None, config=config, state_dict=state_dict, **kwargs)
-        _say_new(name, check_keys(name, info["missing_keys"], info["unexpected_keys"]))
+        _note_new(model, name, check_keys(name, info["missing_keys"], info["unexpected_keys"]))
         # What a LoRA adapter notes as its base.
         model.name_or_path = name
         return model
@@ -105,12 +106,16 @@ def check_keys(source: str, missing: Iterable[str], unexpected: Iterable[str]) -
     return new
 
 
-def _say_new(source: str, new: list[str]) -> None:
-    if new:
-        logger.warning(
-            f"{source} holds no {' and '.join(sorted({_predictor(key) for key in new}))}: new ones were initialised. "
-            "Train them (python -m dynamic_llava.train) before dropping tokens."
-        )
+def _note_new(model, source: str, keys: list[str]) -> None:
+    """Say which predictors are new, and note them in the configuration as untrained."""
+    if not keys:
+        return
+    new, sparsity = {_predictor(key) for key in keys}, model.config.sparsity
+    sparsity.untrained = [name for name in PREDICTOR_NAMES if name in new or name in sparsity.untrained]
+    logger.warning(
+        f"{source} holds no {' and '.join(sorted(new))}: new ones were initialised. "
+        "Train them (python -m dynamic_llava.train) before dropping tokens."
+    )
 
 
 def _predictor(key: str) -> str:

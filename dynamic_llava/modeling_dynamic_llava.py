@@ -95,7 +95,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         elif input_ids is not None and input_ids.shape[1] > 1:
             unfilled = image_positions(embedding, self.config, input_ids, inputs_embeds, prompt_length)
             check_features(unfilled, 0, self.config.image_token_id)
-        if image_mask is None and options.training and torch.distributed.is_initialized():
+        if image_mask is None and labels is not None and torch.distributed.is_initialized():
             inputs_embeds = inputs_embeds + 0.0 * self._idle_features().to(inputs_embeds).sum()
         check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
@@ -135,7 +135,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         )
 
     def _idle_features(self) -> Tensor:
-        """Features of a blank picture: a rank whose batch has no image runs the tower too.
+        """Features of a blank picture: a rank whose batch has no image runs the tower too, in training and scoring.
 
         ZeRO-3 and FSDP gather the weights of a module on all ranks together, and DDP waits for a projector's gradients.
         """

@@ -35,8 +35,11 @@ def load_adapter(folder: str | Path, base: str | Path | None = None, merge: bool
     named = read_json(found / ADAPTER_CONFIG).get("base_model_name_or_path")
     if base is None and not named:
         raise FileNotFoundError(f"{folder} names no base model; pass base=, the checkpoint it was trained on.")
-    if "sparsity" not in kwargs and (found / "config.json").is_file():
-        kwargs["sparsity"] = asdict(DynamicLlavaConfig.from_pretrained(found).sparsity)
+    untrained = []
+    if (found / "config.json").is_file():
+        sparsity = DynamicLlavaConfig.from_pretrained(found).sparsity
+        kwargs.setdefault("sparsity", asdict(sparsity))
+        untrained = sparsity.untrained
     try:
         model = load_checkpoint(base or named, **kwargs)
     except FileNotFoundError as error:
@@ -44,6 +47,8 @@ def load_adapter(folder: str | Path, base: str | Path | None = None, merge: bool
             f"The base {str(base or named)!r} of the LoRA {folder} is not there; pass base=, where it is now."
         ) from error
     adapted = PeftModel.from_pretrained(model, found)
+    # The predictors are the adapter's, whatever the base had.
+    model.config.sparsity.untrained = list(untrained)
     return adapted.merge_and_unload() if merge else adapted.eval()
 
 

@@ -71,11 +71,15 @@ def make_data(config: StageConfig) -> None:
 
 def dry_run(config: StageConfig, command: str, ranks: int | None) -> None:
     """Print what `command` would do."""
-    from .plan import count_samples, plan, print_plan
+    from ..data.judged import count_judged
+    from .plan import open_epoch, plan, print_judged, print_plan
 
     if ranks is not None and ranks < 1:
         raise ValueError(f"--ranks takes at least 1, got {ranks}.")
-    print_plan(plan(config, count_samples(config), ranks), command)
+    dataset = open_epoch(config)
+    print_plan(plan(config, None if dataset is None else len(dataset), ranks), command)
+    if dataset is not None:
+        print_judged(count_judged(dataset, config.sparsity.min_output_length), config)
 
 
 def report_gradients(config: StageConfig, batches: int) -> None:

@@ -138,6 +138,7 @@ class StageArguments(TrainingArguments):
                     f"global_batch_size={self.global_batch_size}, which takes {steps}; leave out one of them."
                 )
             self.gradient_accumulation_steps = steps
+        self._check_best()
         super().__post_init__()
         if self.keep_rate_schedule not in KEEP_RATE_SCHEDULES:
             raise ValueError(
@@ -151,6 +152,24 @@ class StageArguments(TrainingArguments):
                 raise ValueError(f"{name} must be two rates in (0, 1], the smaller first, got {rates}.")
             if self.keep_rate_schedule != "constant":
                 raise ValueError(f"{name} are drawn, keep_rate_schedule={self.keep_rate_schedule!r} would change them.")
+
+    def _check_best(self) -> None:
+        """What the best model is; `ValueError` where it would not be among those that are saved."""
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "loss"
+        if self.metric_for_best_model is None:
+            return
+        if self.metric_for_best_model.removeprefix("eval_") not in ("loss", "perplexity"):
+            raise ValueError(f"metric_for_best_model must be loss or perplexity, got {self.metric_for_best_model!r}.")
+        # Of both; transformers takes every other metric than a loss for one that should grow.
+        self.greater_is_better = False
+        if self.load_best_model_at_end and self.save_strategy == self.eval_strategy == "steps":
+            scored = self.eval_steps or self.logging_steps
+            if scored != self.save_steps:
+                raise ValueError(
+                    f"load_best_model_at_end takes a checkpoint of each evaluation; save_steps={self.save_steps} and "
+                    f"eval_steps={scored} differ. Make them equal, or set save_strategy=best."
+                )
 
     def accumulation_steps(self, ranks: int) -> int:
         """Micro-batches of an optimizer step on `ranks` processes; `ValueError` where they do not make up the batch."""

@@ -89,6 +89,17 @@ REFUSED = {
     "untrained": "training notes there which predictors it has not reached",
 }
 
+_PROJECTED = "it takes other parameter groups than decoder and predictors; lora_r trains less of the decoder"
+# Values (their beginnings) of keys that otherwise work.
+REFUSED_VALUES = {
+    ("optim", "galore"): _PROJECTED,
+    ("optim", "apollo"): _PROJECTED,
+    ("optim", "lomo"): _PROJECTED,
+    ("optim", "adalomo"): _PROJECTED,
+    ("train_sampling_strategy", "batch_rebalance"): "it would open every picture; use group_by_length",
+    ("debug", "tpu_metrics_debug"): "it is for TPUs",
+}
+
 
 def check_refused(values: dict[str, Any]) -> None:
     """`ValueError` that names the first of `values` that no configuration gives an effect, and its remedy."""
@@ -97,7 +108,11 @@ def check_refused(values: dict[str, Any]) -> None:
         if value is None or is_default(key, value):
             continue
         if key in REFUSED:
-            raise ValueError(f"{key}={value} has no effect here: {REFUSED[key]}. Leave it out.")
+            shown = "..." if key == "hub_token" else value
+            raise ValueError(f"{key}={shown} has no effect here: {REFUSED[key]}. Leave it out.")
+        for (other, beginning), reason in REFUSED_VALUES.items():
+            if key == other and str(value).startswith(beginning):
+                raise ValueError(f"{key}={value} is not supported: {reason}.")
         if key in known and key not in WORKS:
             raise ValueError(f"{key}={value} is of a release of transformers newer than what was tested; leave it out.")
 
