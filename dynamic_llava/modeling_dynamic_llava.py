@@ -97,6 +97,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
             check_features(unfilled, 0, self.config.image_token_id)
         if image_mask is None and labels is not None and torch.distributed.is_initialized():
             inputs_embeds = inputs_embeds + 0.0 * self._idle_features().to(inputs_embeds).sum()
+            image_mask = torch.zeros_like(inputs_embeds[..., 0], dtype=torch.bool)
         check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
@@ -135,7 +136,7 @@ class DynamicLlavaModel(DynamicLlavaPreTrainedModel, LlavaModel):
         )
 
     def _idle_features(self) -> Tensor:
-        """Features of a blank picture: a rank whose batch has no image runs the tower too, in training and scoring.
+        """Features of a blank picture: with labels, a rank whose batch has no image runs tower and predictor too.
 
         ZeRO-3 and FSDP gather the weights of a module on all ranks together, and DDP waits for a projector's gradients.
         """

@@ -140,6 +140,8 @@ class StageArguments(TrainingArguments):
             self.gradient_accumulation_steps = steps
         self._check_best()
         super().__post_init__()
+        if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError("use_reentrant=true cannot carry the gates of dropped tokens; leave it out.")
         if self.keep_rate_schedule not in KEEP_RATE_SCHEDULES:
             raise ValueError(
                 f"keep_rate_schedule must be one of {', '.join(KEEP_RATE_SCHEDULES)}, got {self.keep_rate_schedule!r}."

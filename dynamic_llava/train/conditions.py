@@ -93,16 +93,22 @@ CONDITIONS = (
     ),
     Condition(
         "eval_strategy eval_steps eval_delay per_device_eval_batch_size eval_on_start prediction_loss_only "
-        "load_best_model_at_end metric_for_best_model",
+        "metric_for_best_model",
         "eval_file",
         lambda c: bool(c.data.eval_file),
         "there is no eval_file to score; set it",
     ),
     Condition(
-        "eval_file eval_delay per_device_eval_batch_size metric_for_best_model",
+        "eval_file",
         "eval_strategy eval_on_start",
         lambda c: c.training.eval_strategy != "no" or c.training.eval_on_start,
         "eval_strategy=no never scores eval_file; set steps or epoch",
+    ),
+    Condition(
+        "eval_delay metric_for_best_model",
+        "eval_strategy",
+        lambda c: c.training.eval_strategy != "no",
+        "it belongs to eval_strategy=steps or epoch",
     ),
     Condition(
         "eval_steps",
@@ -129,8 +135,7 @@ CONDITIONS = (
         "report=false makes no report; switch it on",
     ),
     Condition(
-        "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
-        "dataloader_in_order",
+        "dataloader_persistent_workers dataloader_multiprocessing_context dataloader_in_order",
         "dataloader_num_workers",
         lambda c: c.training.dataloader_num_workers > 0,
         "dataloader_num_workers=0 has no workers; set it",

@@ -56,7 +56,7 @@ def plan(config: StageConfig, samples: int | None, ranks: int | None = None) -> 
     device, host = memory(model, config, ranks)
     steps = args.max_steps
     if steps <= 0:
-        steps = None if samples is None else math.ceil(samples / batch) * math.ceil(args.num_train_epochs)
+        steps = None if samples is None else math.ceil(math.ceil(samples / batch) * args.num_train_epochs)
     return {
         "ranks": ranks,
         "groups": [

@@ -21,13 +21,19 @@ from .config import StageConfig
 PATIENCE, PATIENCE_OF_SEVERAL = 5, 600
 
 
-def check_optimizer(args: StageArguments) -> None:
-    """`ValueError` for an optimizer, schedule or tracker that cannot be had: its package, or its arguments."""
+def check_machine(args: StageArguments) -> None:
+    """`ValueError` for what this machine cannot do, or has not installed."""
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16=true needs a GPU; on a CPU set bf16=true, or leave it out.")
     missing = [name for name in args.report_to if name not in get_available_reporting_integrations()]
     if missing:
         raise ValueError(
             f"report_to={','.join(missing)} is not installed (or not known); pip install it, or leave it out."
         )
+    _check_optimizer(args)
+
+
+def _check_optimizer(args: StageArguments) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
         get_scheduler(

@@ -34,7 +34,7 @@ from .gradients import gradient_report
 from .interruption import EvaluationStopped, StopOnSignal
 from .lora import add_adapters, quantization
 from .monitoring import KeptPatches, examples_of
-from .preflight import check_build_locks, check_judged, check_optimizer
+from .preflight import check_build_locks, check_judged, check_machine
 from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 
 
@@ -113,7 +113,7 @@ def train(config: StageConfig) -> StageTrainer:
 def make_trainer(config: StageConfig, stop: StopOnSignal) -> StageTrainer:
     """The trainer of a stage with its data and its model; what can be refused without the model is refused first."""
     args = config.training
-    check_optimizer(args)
+    check_machine(args)
     set_seed(args.seed)
     processor = load_processor(config.model.base_model)
     dataset = open_data(config, processor)
