@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import LlavaConfig
@@ -17,6 +18,7 @@ from .model_kinds import check_kind, is_published
 IMAGE_SELECTIONS = ("topk", "threshold")
 SPARSE_TRAINING = ("masked", "pruned")
 MASKED_KERNELS = ("auto", "triton", "blocked")
+PREDICTOR_NAMES = ("image_predictor", "output_predictor", "instruct_predictor")
 
 
 def check_keep_rate(name: str, value: float) -> float:
@@ -63,6 +65,8 @@ class SparsityConfig:
         min_instruct_length: shorter texts are kept whole in training.
         user_marker, assistant_marker: token ids between which that text stands, by default `USER:` and `ASSISTANT:` of
             Llama's tokenizer.
+        untrained: predictors that are switched on but have never been trained, of those that the fields above name.
+            Loading and training keep this record.
 
     Raises:
         ValueError: a value out of range, named with the values allowed.
@@ -89,34 +93,55 @@ class SparsityConfig:
     min_instruct_length: int = 25
     user_marker: list[int] = field(default_factory=lambda: [3148, 1001, 29901])
     assistant_marker: list[int] = field(default_factory=lambda: [319, 1799, 9047, 13566, 29901])
+    untrained: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.image_keep_rate = check_keep_rate("image_keep_rate", self.image_keep_rate)
         self.output_keep_rate = check_keep_rate("output_keep_rate", self.output_keep_rate)
         self.instruct_keep_rate = check_keep_rate("instruct_keep_rate", self.instruct_keep_rate)
+        for name in PREDICTOR_NAMES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         for name in ("user_marker", "assistant_marker"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must be token ids, such as those of 'USER:', got {getattr(self, name)}.")
+            ids = getattr(self, name)
+            if not ids or not isinstance(ids, (list, tuple)) or not all(isinstance(item, Integral) for item in ids):
+                raise ValueError(f"{name} must be token ids, such as those of 'USER:', got {ids!r}.")
+        if not isinstance(self.untrained, (list, tuple)) or not set(self.untrained) <= set(PREDICTOR_NAMES):
+            raise ValueError(f"untrained lists some of {', '.join(PREDICTOR_NAMES)}, got {self.untrained!r}.")
         check_image_selection(self.image_selection)
         check_estimator(self.gate_estimator)
         for name, allowed in (("sparse_training", SPARSE_TRAINING), ("masked_kernel", MASKED_KERNELS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if isinstance(self.pruned_probe_rate, bool) or not 0 <= self.pruned_probe_rate <= 1:
-            raise ValueError(
-                f"pruned_probe_rate is a fraction of the dropped tokens, in [0, 1], got {self.pruned_probe_rate!r}."
-            )
+        self.pruned_probe_rate = self._number("pruned_probe_rate", 0, 1)
+        self.budget_weight = self._number("budget_weight", 0)
         for name in ("sparse_layer", "predictor_dim", "predictor_num_heads", "predictor_ffn_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            setattr(self, name, self._whole(name, 1))
+        for name in ("predictor_num_layers", "min_output_length", "min_instruct_length"):
+            setattr(self, name, self._whole(name, 0))
         if self.predictor_dim % 8 or self.predictor_dim % self.predictor_num_heads:
             raise ValueError(
                 f"predictor_dim must be a multiple of 8 and of predictor_num_heads={self.predictor_num_heads}, "
                 f"got {self.predictor_dim}."
             )
-        for name in ("predictor_num_layers", "min_output_length", "min_instruct_length", "budget_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+    def _number(self, name: str, lowest: float, highest: float = math.inf) -> float:
+        value = getattr(self, name)
+        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not real or not lowest <= value <= highest:
+            most = "" if highest == math.inf else f" and at most {highest}"
+            raise ValueError(f"{name} must be a number, at least {lowest}{most}, got {value!r}.")
+        return float(value)
+
+    def _whole(self, name: str, lowest: int) -> int:
+        value = getattr(self, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
+            raise ValueError(f"{name} must be a whole number, at least {lowest}, got {value!r}.")
+        return int(value)
+
+    def predictors_on(self) -> list[str]:
+        """Names of the predictors that drop tokens."""
+        return [name for name in PREDICTOR_NAMES if getattr(self, name)]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SparsityConfig:
@@ -199,10 +224,12 @@ class DynamicLlavaConfig(LlavaConfig):
                 "python -m dynamic_llava.checkpoints convert SRC DST --to ours."
             )
         changes = kwargs.pop("sparsity", None)
+        stored = config_dict.get("sparsity") or {}
         if isinstance(changes, SparsityConfig):
-            config_dict = {**config_dict, "sparsity": asdict(changes)}
+            # What was trained is told by the checkpoint.
+            config_dict = {**config_dict, "sparsity": {**asdict(changes), "untrained": stored.get("untrained", [])}}
         elif changes:
-            config_dict = {**config_dict, "sparsity": {**(config_dict.get("sparsity") or {}), **changes}}
+            config_dict = {**config_dict, "sparsity": {**stored, **changes}}
         with config_errors("config.json"):
             return super().from_dict(config_dict, **kwargs)
 

@@ -17,6 +17,7 @@ from types import FrameType
 class ExitStatus(IntEnum):
     """What a command's exit status says."""
 
+    #: Also a training that a scheduler stopped (SIGTERM, SIGUSR1): it is saved, and the same command goes on.
     DONE = 0
     #: The command did its work and found something wrong, as `data check` does with a broken picture.
     FINDINGS = 1
@@ -25,7 +26,8 @@ class ExitStatus(IntEnum):
     BAD_INPUT = 2
     #: A fault of this project; a traceback was printed.
     FAULT = 70
-    #: Ctrl-C. As shells count, 128 + the signal's number: 129 for SIGHUP, 143 for SIGTERM.
+    #: Ctrl-C. As shells count, 128 + the signal's number: 129 for SIGHUP, 143 for SIGTERM. A training is saved first,
+    #: but for a second Ctrl-C.
     INTERRUPTED = 128 + signal.SIGINT
     #: Nobody reads the output any more, as in `| head`.
     NO_READER = 141

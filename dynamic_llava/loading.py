@@ -40,7 +40,7 @@ class DynamicLoadingMixin:
         if name is not None and Path(name).is_dir() and not kwargs.get("variant"):
             cls._check_folder(Path(name), kwargs)
         model, info = _load_quietly(super().from_pretrained, str(name), name, *args, **kwargs)
-        note_new(str(name), _check_loaded(str(name), model, info))
+        note_new(model.config.sparsity, str(name), _check_loaded(str(name), model, info))
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -67,7 +67,7 @@ class DynamicLoadingMixin:
             name: what messages call the checkpoint.
         """
         model, info = _load_quietly(super().from_pretrained, name, None, config=config, state_dict=state_dict, **kwargs)
-        note_new(name, _check_loaded(name, model, info))
+        note_new(model.config.sparsity, name, _check_loaded(name, model, info))
         # What a LoRA adapter notes as its base.
         model.name_or_path = name
         return model

@@ -100,8 +100,9 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
         if image_features is not None:
             image_mask = found
             inputs_embeds = inputs_embeds.masked_scatter(image_mask[..., None], image_features)
-        if image_mask is None and options.training and torch.distributed.is_initialized():
+        if image_mask is None and labels is not None and torch.distributed.is_initialized():
             inputs_embeds = inputs_embeds + 0.0 * self._idle_features().to(inputs_embeds).sum()
+            image_mask = torch.zeros_like(inputs_embeds[..., 0], dtype=torch.bool)
         if self.training and self.language_model.gradient_checkpointing:
             call_inputs.refuse_cache(past_key_values)
             use_cache = False
@@ -142,7 +143,7 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
         )
 
     def _idle_features(self) -> Tensor:
-        """Features of a blank picture: a rank whose batch has no image runs the tower too.
+        """Features of a blank picture: with labels, a rank whose batch has no image runs tower and predictor too.
 
         ZeRO-3 and FSDP gather the weights of a module on all ranks together, and DDP waits for a projector's gradients.
         """

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .configuration_dynamic_llava import PREDICTOR_NAMES, SparsityConfig
 from .parameter_names import EMBEDDINGS, HEAD, from_hugging_face
 from .weight_files import TensorInfo, is_buffer, list_weights, some
 
 logger = logging.get_logger(__name__)
 
-PREDICTORS = ("image_predictor.", "output_predictor.", "instruct_predictor.")
+PREDICTORS = tuple(f"{name}." for name in PREDICTOR_NAMES)
 # Where new predictors are noted in the place of a message.
 _NOTED: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 
@@ -111,13 +112,14 @@ def noting_new() -> Iterator[list[str]]:
         _NOTED.reset(token)
 
 
-def note_new(name: str, new: list[str]) -> None:
-    """Say which predictors are new, or note them inside `noting_new`."""
+def note_new(sparsity: SparsityConfig, name: str, new: list[str]) -> None:
+    """Say which predictors are new and note them as untrained; inside `noting_new` note them there instead."""
     noted = _NOTED.get()
     if noted is not None:
         noted.extend(new)
     elif new:
         kinds = sorted({part.rstrip(".") for part in PREDICTORS if _of(part, new)})
+        sparsity.untrained = [kind for kind in PREDICTOR_NAMES if kind in kinds or kind in sparsity.untrained]
         logger.warning(
             f"{name} holds no {' and '.join(kinds)}: new ones were initialised. "
             "Train them (python -m dynamic_llava.train) before dropping tokens."

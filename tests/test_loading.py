@@ -121,8 +121,8 @@ def test_unknown_sparsity_key_in_config_json(saved):
         ({"image_selection": "best"}, "topk, threshold, got 'best'"),
         ({"gate_estimator": "soft"}, "'soft'; use one of bounded, exact"),
         ({"predictor_dim": 60}, "multiple of 8"),
-        ({"sparse_layer": 0}, "sparse_layer must be at least 1"),
-        ({"budget_weight": -1}, "must not be negative"),
+        ({"sparse_layer": 0}, "sparse_layer must be a whole number, at least 1"),
+        ({"budget_weight": -1}, "budget_weight must be a number, at least 0, got -1"),
     ],
 )
 def test_bad_sparsity_values(values, message):

@@ -65,7 +65,11 @@ def load_adapter(folder: str | Path, base: str | Path | None = None, merge: bool
         model = _load_base(files, base or base_of(files.folder), **kwargs)
     adapted = adapt(model, files)
     # What the adapter brings is not new, and it brings the whole of a predictor or nothing.
-    note_new(files.name, check_keys(files.name, new, set(new) - files.weights.keys() - files.full.keys(), ()))
+    brought = files.weights.keys() | files.full.keys()
+    if files.config is None:
+        sparsity = model.config.sparsity
+        sparsity.untrained = [name for name in sparsity.untrained if not any(f"{name}." in key for key in brought)]
+    note_new(model.config.sparsity, files.name, check_keys(files.name, new, set(new) - brought, ()))
     if not merge:
         return adapted.eval()
     merged = adapted.merge_and_unload().eval()

@@ -51,6 +51,29 @@ def count_judged(dataset: ConversationDataset | MixtureDataset, min_output_lengt
     return JudgedCounts(answers, judged, image_rows)
 
 
+def sees_any(
+    dataset: ConversationDataset | MixtureDataset, min_output_length: int, answers: bool = True, images: bool = True
+) -> tuple[bool, bool]:
+    """Returns whether any row is judged, and whether any has an image: as `count_judged`, up to the first of each.
+
+    Args:
+        dataset, min_output_length: as for `count_judged`.
+        answers, images: which of both is asked for; the other is true.
+    """
+    judged, pictured = not answers, not images
+    for part in dataset.parts if isinstance(dataset, MixtureDataset) else [dataset]:
+        tokens = None
+        for position, sample in enumerate(part.samples):
+            if judged and pictured:
+                return judged, pictured
+            if pictures_of(sample) and tokens is None:
+                tokens = part.pictures.tokens_per_picture()
+            output_tokens, has_image = _cut_row(part, position, tokens or 0)
+            judged |= output_tokens >= max(min_output_length, 1)
+            pictured |= has_image
+    return judged, pictured
+
+
 def _rows(part: ConversationDataset) -> list[tuple[int, bool]]:
     """Output tokens of every sample behind the cut, and whether it has an image there."""
     rows = []

@@ -35,14 +35,14 @@ def _run(arguments: list[str] | None) -> None:
     )
     parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
     parsed = parser.parse_intermixed_args(arguments)
-    values = read_values(parsed.config, parsed.overrides)
+    values, overridden = read_values(parsed.config, parsed.overrides)
     require_packages(values)
     if parsed.dry_run:
         # What asks for a GPU can be planned without one.
         values["use_cpu"] = True
     elif values.get("deepspeed"):
         be_a_group()
-    config = resolve(values, parsed.config)
+    config = resolve(values, parsed.config, overridden)
     if parsed.dry_run:
         words = ["--config", parsed.config, *parsed.overrides]
         dry_run(config, f"{parsed.launcher} {__package__} {shlex.join(words)}", parsed.ranks)
@@ -91,9 +91,13 @@ def make_data(config: StageConfig) -> None:
 
 def dry_run(config: StageConfig, command: str, ranks: int | None) -> None:
     """Print what `command` would do."""
-    from .plan import count_samples, plan, print_plan
+    from ..data.judged import count_judged
+    from .plan import open_epoch, plan, print_judged, print_plan
 
-    print_plan(plan(config, count_samples(config), ranks), command)
+    dataset = open_epoch(config)
+    print_plan(plan(config, None if dataset is None else len(dataset), ranks), command)
+    if dataset is not None:
+        print_judged(count_judged(dataset, config.sparsity.min_output_length), config)
 
 
 def report_gradients(config: StageConfig, batches: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio
+from .bounds import check_bounds
 from .schedules import KEEP_RATE_SCHEDULES
 
 
@@ -38,8 +39,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}.")
-        if self.lora_r < 0:
-            raise ValueError(f"lora_r must not be negative, got {self.lora_r}.")
+        check_bounds(self)
         if self.lora_r and (self.train_projector or not self.train_decoder):
             raise ValueError(
                 f"lora_r={self.lora_r} trains adapters of the decoder and the predictors; with "
@@ -97,6 +97,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_aspect_ratio(self.image_aspect_ratio)
+        check_bounds(self)
         if (self.shapes is not None or self.report) and not self.image_folder:
             raise ValueError("The embedded data is made in, and reported on from, image_folder; set it.")
 
@@ -134,6 +135,7 @@ class StageArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.global_batch_size is not None:
             # Before Trainer's own arguments are resolved: DeepSpeed's are filled from them.
             steps = self.accumulation_steps(int(os.environ.get("WORLD_SIZE", 1)))
@@ -143,18 +145,14 @@ class StageArguments(TrainingArguments):
                     f"global_batch_size={self.global_batch_size}, which takes {steps}; leave out one of them."
                 )
             self.gradient_accumulation_steps = steps
+        self._check_best()
         super().__post_init__()
-        for name in ("gumbel_tau_start", "gumbel_tau_end", "predictor_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
-        if self.picture_steps is not None and self.picture_steps < 1:
-            raise ValueError(f"picture_steps must be at least 1, got {self.picture_steps}.")
+        if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError("use_reentrant=true cannot carry the gates of dropped tokens; leave it out.")
         if self.keep_rate_schedule not in KEEP_RATE_SCHEDULES:
             raise ValueError(
                 f"keep_rate_schedule must be one of {', '.join(KEEP_RATE_SCHEDULES)}, got {self.keep_rate_schedule!r}."
             )
-        if not 0 < self.keep_rate_ramp <= 1:
-            raise ValueError(f"keep_rate_ramp must lie in (0, 1], got {self.keep_rate_ramp}.")
         for name in ("image_keep_rates", "output_keep_rates"):
             rates = getattr(self, name)
             if rates is None:
@@ -164,12 +162,30 @@ class StageArguments(TrainingArguments):
             if self.keep_rate_schedule != "constant":
                 raise ValueError(f"{name} are drawn, keep_rate_schedule={self.keep_rate_schedule!r} would change them.")
 
+    def _check_best(self) -> None:
+        """What the best model is; `ValueError` where it would not be among those that are saved."""
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "loss"
+        if self.metric_for_best_model is None:
+            return
+        if self.metric_for_best_model.removeprefix("eval_") not in ("loss", "perplexity"):
+            raise ValueError(f"metric_for_best_model must be loss or perplexity, got {self.metric_for_best_model!r}.")
+        # Of both; transformers takes every other metric than a loss for one that should grow.
+        self.greater_is_better = False
+        if self.load_best_model_at_end and self.save_strategy == self.eval_strategy == "steps":
+            scored = self.eval_steps or self.logging_steps
+            if scored != self.save_steps:
+                raise ValueError(
+                    f"load_best_model_at_end takes a checkpoint of each evaluation; save_steps={self.save_steps} and "
+                    f"eval_steps={scored} differ. Make them equal, or set save_strategy=best."
+                )
+
     def accumulation_steps(self, ranks: int) -> int:
         """Micro-batches of an optimizer step on `ranks` processes; `ValueError` where they do not make up the batch."""
         if self.global_batch_size is None:
             return self.gradient_accumulation_steps
         at_once = self.per_device_train_batch_size * ranks
-        if self.global_batch_size < 1 or self.global_batch_size % at_once:
+        if self.global_batch_size % at_once:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is no multiple of the {at_once} samples that {ranks} "
                 f"rank(s) with per_device_train_batch_size={self.per_device_train_batch_size} take at once; change one."

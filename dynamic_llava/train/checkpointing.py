@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
+
+from ..files import read_json_object, write_atomically
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -57,19 +58,14 @@ def write_errors() -> Iterator[None]:
 def write_manifest(folder: Path, config: dict[str, Any]) -> None:
     """Declare the checkpoint in `folder` whole: note size and hash of its files, and the run's configuration."""
     files = {str(path.relative_to(folder)): _fingerprint(path) for path in _files(folder)}
-    partial = folder / f"{MANIFEST}.partial"
-    with partial.open("w") as file:
-        json.dump({"files": files, "config": config}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MANIFEST)
+    write_atomically(folder / MANIFEST, json.dumps({"files": files, "config": config}, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, None where there is none that can be read."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError):
+        return read_json_object(folder / MANIFEST)
+    except (OSError, ValueError):
         return None
 
 
@@ -100,7 +96,7 @@ def newest_valid(run: Path) -> Path | None:
 
 def is_finished(checkpoint: Path) -> bool:
     """Whether a checkpoint is that of the run's last step."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    state = _state_of(checkpoint)
     return state["global_step"] >= state["max_steps"]
 
 
@@ -119,12 +115,26 @@ def remove_unfinished(run: Path) -> list[Path]:
     return unfinished
 
 
-def rotate(run: Path, limit: int | None) -> None:
-    """Keep the `limit` newest whole checkpoints. Called when the newest has its manifest, so that one always stays."""
+def best_of(checkpoint: Path) -> Path | None:
+    """The checkpoint beside this one that had scored best when it was saved; None where it is not there or unknown."""
+    best = checkpoint.parent / f"checkpoint-{_state_of(checkpoint).get('best_global_step')}"
+    return best if read_manifest(best) is not None else None
+
+
+def rotate(run: Path, limit: int | None, keep: Path | None = None) -> None:
+    """Keep the `limit` newest whole checkpoints, and `keep`, which takes the place of one of them.
+
+    Called when the newest has its manifest, so that one always stays.
+    """
     if not limit:
         return
     whole = [path for path in checkpoints(run) if is_valid(path, hashes=False)]
-    for path in whole[max(limit, 1) :]:
+    kept = set(whole[:limit])
+    if keep in whole and keep not in kept:
+        kept = {keep, *whole[: max(limit - 1, 1)]}
+    for path in whole:
+        if path in kept:
+            continue
         # The manifest goes first: a removal that is cut short leaves nothing that looks whole.
         (path / MANIFEST).unlink()
         shutil.rmtree(path)
@@ -167,9 +177,11 @@ def drop_later_lines(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             break
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(partial, path)
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    return read_json_object(checkpoint / TRAINER_STATE_NAME)
 
 
 def _files(folder: Path) -> list[Path]:

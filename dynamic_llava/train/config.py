@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..compat import named_as_here
 from ..configuration_dynamic_llava import SparsityConfig
+from ..files import parse_json, parse_yaml, read_json_object, read_yaml_mapping, write_atomically
 from .arguments import DataArguments, ModelArguments, StageArguments
+from .conditions import check_conditions
+from .effects import GROUPS, check_refused
 
 RESOLVED_CONFIG = "train_config.yaml"
-
-GROUPS = (ModelArguments, SparsityConfig, DataArguments, StageArguments)
 
 
 @dataclass
@@ -41,7 +43,7 @@ class StageConfig:
         """Write what was given, file and command line together, so that the run can be started again from it."""
         path = Path(folder) / RESOLVED_CONFIG
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.values, sort_keys=True, allow_unicode=True))
+        write_atomically(path, yaml.safe_dump(self.values, sort_keys=True, allow_unicode=True))
 
 
 def known_keys() -> list[str]:
@@ -54,36 +56,32 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"Cannot read {text!r}; overrides look like learning_rate=1e-4.")
-    return key.strip().removeprefix("--"), yaml.safe_load(value)
+    return key.strip().removeprefix("--"), parse_yaml(value, text)
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> StageConfig:
     """The typed configuration of a YAML file with `key=value` overrides on top; raises as `read_values`, `resolve`."""
-    return resolve(read_values(path, overrides), str(path))
+    values, overridden = read_values(path, overrides)
+    return resolve(values, str(path), overridden)
 
 
-def read_values(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
-    """The values of a YAML file with `key=value` overrides on top.
+def read_values(path: str | Path, overrides: list[str] = ()) -> tuple[dict[str, Any], set[str]]:
+    """The values of a YAML file with `key=value` overrides on top, and the keys of these.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file that is not a mapping, or an override that is not `key=value`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No training configuration at {path}; see configs/train/.")
-    values = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, got a {type(values).__name__}.")
-    values.update(parse_override(text) for text in overrides)
-    return values
+    on_top = dict(parse_override(text) for text in overrides)
+    return {**read_yaml_mapping(path, "training configuration"), **on_top}, set(on_top)
 
 
-def resolve(values: dict[str, Any], source: str) -> StageConfig:
-    """Typed arguments of `values`.
+def resolve(values: dict[str, Any], source: str, overridden: Collection[str] = ()) -> StageConfig:
+    """Typed arguments of `values`, of which the command line has set those `overridden`.
 
     Raises:
-        ValueError: an unknown key (with the nearest names), a value of the wrong type, or values that contradict.
+        ValueError: an unknown key (with the nearest names), a value of the wrong type, values that contradict, or one
+            that would have no effect (`effects`).
     """
     known = known_keys()
     values = named_as_here(values, known)
@@ -92,17 +90,21 @@ def resolve(values: dict[str, Any], source: str) -> StageConfig:
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
             hint = f"Did you mean {', '.join(near)}?" if near else "See dynamic_llava/train/arguments.py."
             raise ValueError(f"Unknown key {key!r} in {source}. {hint}")
+    check_refused(values)
     values = _elastic(values)
     parser = HfArgumentParser(GROUPS, exit_on_error=False)
     parser.error = _raise
+    words = _as_arguments(values, {action.dest for action in parser._actions if action.nargs in ("+", "*")})
     try:
-        model, sparsity, data, training = parser.parse_args_into_dataclasses(_as_arguments(values))
+        model, sparsity, data, training = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except argparse.ArgumentError as error:
         raise ValueError(f"{source}: {error}") from error
     if isinstance(data.shapes, str):
-        data.shapes = json.loads(data.shapes)
+        data.shapes = parse_json(data.shapes, "shapes")
     _check_engine(model, training)
-    return StageConfig(model, sparsity, data, training, values)
+    config = StageConfig(model, sparsity, data, training, values)
+    check_conditions(config, set(named_as_here(dict.fromkeys(overridden), known)))
+    return config
 
 
 def engine_of(training: TrainingArguments) -> dict[str, Any] | None:
@@ -111,7 +113,7 @@ def engine_of(training: TrainingArguments) -> dict[str, Any] | None:
         return None
     if isinstance(training.deepspeed, dict):
         return training.deepspeed
-    return json.loads(Path(training.deepspeed).read_text())
+    return read_json_object(training.deepspeed, "DeepSpeed file")
 
 
 def is_fsdp() -> bool:
@@ -155,17 +157,17 @@ def _raise(message: str) -> None:
     raise ValueError(f"Training configuration: {message}")
 
 
-def _as_arguments(values: dict[str, Any]) -> list[str]:
-    """Values as command-line words: argparse then gives every key its type (YAML reads 5e-6 as a string)."""
+def _as_arguments(values: dict[str, Any], several: Collection[str]) -> list[str]:
+    """Values as command-line words: argparse then gives every key its type. `several` are the keys that take lists."""
     words = []
     for key, value in values.items():
         if value is None:
             continue
-        words.append(f"--{key}")
         if isinstance(value, (list, tuple)):
-            words += [str(item) for item in value]
-        elif isinstance(value, dict):
-            words.append(json.dumps(value))
+            if key not in several:
+                raise ValueError(f"{key} takes one value, got the list {value}.")
+            words += [f"--{key}", *map(str, value)]
         else:
-            words.append(str(value))
+            # In one word: -1e-5 would look like another key.
+            words.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return words

@@ -24,15 +24,21 @@ from ..eval.viz import patch_sheet, view_patches
 FLOPS_PER_WEIGHT = 6
 
 
-def group_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Norm of the gradients of each parameter group before clipping; empty where they are sharded (DeepSpeed)."""
+def group_norms(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> dict[str, float]:
+    """Norm of the gradients of each parameter group before clipping; empty where they are sharded (DeepSpeed).
+
+    Args:
+        optimizer: of one or two groups.
+        scaler: what the gradients are still multiplied by (fp16).
+    """
     groups = optimizer.param_groups
+    scale = 1.0 if scaler is None else scaler.get_scale()
     names = ["decoder", "predictors"] if len(groups) == 2 else ["predictors"]
     norms = {}
     for name, group in zip(names, groups, strict=False):
         grads = [p.grad for p in group["params"] if p.grad is not None]
         if grads:
-            norms[f"grad_norm_{name}"] = float(nn.utils.get_total_norm(grads))
+            norms[f"grad_norm_{name}"] = float(nn.utils.get_total_norm(grads)) / scale
     return norms
 
 

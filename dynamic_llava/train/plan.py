@@ -14,12 +14,14 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from ..checkpoints.load import published_model_config
 from ..checkpoints.source import find_folder, open_source, read_config_file
 from ..configuration_dynamic_llava import DynamicLlavaConfig
-from ..data import open_dataset
+from ..data import ConversationDataset, MixtureDataset, open_dataset
+from ..data.judged import JudgedCounts
 from ..loading import PREDICTORS
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from .config import StageConfig, engine_of, is_fsdp
 from .lora import add_adapters
+from .preflight import refuse_unjudged
 from .processor import stage_processor
 from .schedules import gumbel_tau, keep_rate
 from .trainer import freeze, parameter_groups
@@ -56,7 +58,7 @@ def plan(config: StageConfig, samples: int | None, ranks: int | None = None) -> 
     device, host = memory(model, config, ranks)
     steps = args.max_steps
     if steps <= 0:
-        steps = None if samples is None else math.ceil(samples / batch) * math.ceil(args.num_train_epochs)
+        steps = None if samples is None else math.ceil(math.ceil(samples / batch) * args.num_train_epochs)
     return {
         "ranks": ranks,
         "groups": [
@@ -197,21 +199,34 @@ def print_plan(found: dict[str, Any], command: str) -> None:
 _RATES = ("image_keep_rate", "output_keep_rate")
 
 
-def count_samples(config: StageConfig) -> int | None:
-    """Samples of an epoch, None where the data is not there yet."""
+def open_epoch(config: StageConfig) -> ConversationDataset | MixtureDataset | None:
+    """The training data with its bad samples left out and no picture looked for; None where it is not there yet."""
     data = config.data
     try:
-        processor = stage_processor(config)
-        return len(
-            open_dataset(
-                data.train_file,
-                data.image_folder,
-                processor,
-                seed=config.training.seed,
-                require_image=data.require_image,
-                on_bad_sample="skip",
-                check_files=False,
-            )
+        return open_dataset(
+            data.train_file,
+            data.image_folder,
+            stage_processor(config),
+            seed=config.training.seed,
+            max_length=data.max_length,
+            require_image=data.require_image,
+            output_turns=data.output_turns,
+            on_bad_sample="skip",
+            check_files=False,
         )
     except FileNotFoundError:
         return None
+
+
+def print_judged(found: JudgedCounts, config: StageConfig) -> None:
+    """What the predictors see in an epoch, and which of them would see nothing."""
+    sparsity, console = config.sparsity, Console()
+    if sparsity.output_predictor:
+        console.print(
+            f"judged answers {found.judged:,} of {found.answers:,} (at least min_output_length="
+            f"{sparsity.min_output_length} tokens, output_turns={config.data.output_turns})",
+            soft_wrap=True,
+        )
+    if sparsity.image_predictor:
+        console.print(f"samples with an image {found.image_rows:,}")
+    refuse_unjudged(config, judged=found.judged > 0, pictured=found.image_rows > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..chat_template import ASSISTANT, USER, marker_ids
 from ..checkpoints import load_checkpoint
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
 from .checkpointing import (
+    best_of,
     check_same_config,
     checkpoints,
     copy_model,
@@ -30,9 +31,10 @@ from .checkpointing import (
 )
 from .config import StageConfig
 from .gradients import gradient_report
-from .interruption import StopOnSignal
+from .interruption import EvaluationStopped, StopOnSignal
 from .lora import add_adapters, quantization
 from .monitoring import KeptPatches, examples_of
+from .preflight import check_build_locks, check_judged, check_machine
 from .processor import stage_processor
 from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 
@@ -40,6 +42,8 @@ from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
 def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The base checkpoint with the run's sparsity; frozen parts frozen, with adapters where LoRA is asked for."""
     sparsity = asdict(config.sparsity)
+    # What was trained is told by the base.
+    del sparsity["untrained"]
     if config.sparsity.instruct_predictor:
         sparsity |= {"user_marker": marker_ids(tokenizer, USER), "assistant_marker": marker_ids(tokenizer, ASSISTANT)}
     quantized = quantization(config.model)
@@ -98,22 +102,35 @@ def train(config: StageConfig) -> StageTrainer:
             f"One process sees {args.n_gpu} GPUs; start one for each (scripts/train_stage.sh, torchrun), or let it see "
             "only one (CUDA_VISIBLE_DEVICES)."
         )
+    with StopOnSignal() as stop:
+        trainer = make_trainer(config, stop)
+        with run_lock(Path(args.output_dir)) if args.should_save else nullcontext():
+            run_trainer(trainer, config, stop)
+    _say_skipped(trainer.train_dataset)
+    return trainer
+
+
+def make_trainer(config: StageConfig, stop: StopOnSignal) -> StageTrainer:
+    """The trainer of a stage with its data and its model; what can be refused without the model is refused first."""
+    args = config.training
+    check_machine(args)
     set_seed(args.seed)
     processor = stage_processor(config)
     dataset = open_data(config, processor)
-    if args.deepspeed and torch.distributed.is_initialized():
-        # ZeRO-3 shards the weights while they are loaded, which is before Trainer tells DeepSpeed about the ranks.
-        import deepspeed
-
-        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
-    run = Path(args.output_dir)
-    stop = StopOnSignal()
     held_out = open_data(config, processor, config.data.eval_file) if config.data.eval_file else None
+    check_judged(config, dataset)
+    if args.deepspeed:
+        check_build_locks()
+        if torch.distributed.is_initialized():
+            # ZeRO-3 shards the weights while they are loaded, before Trainer tells DeepSpeed about the ranks.
+            import deepspeed
+
+            deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
     pictures = []
     if args.picture_steps:
         examples = examples_of(held_out or dataset)
         pictures = [KeptPatches(examples, processor, args.picture_steps)]
-    trainer = StageTrainer(
+    return StageTrainer(
         model=build_model(config, processor.tokenizer),
         args=args,
         train_dataset=dataset,
@@ -123,24 +140,30 @@ def train(config: StageConfig) -> StageTrainer:
         callbacks=[MetricsFile(), stop, *pictures],
         run_config=config.fixed_values(),
     )
-    with run_lock(run) if args.should_save else nullcontext():
-        with args.main_process_first(desc="looking for a checkpoint"):
-            found = resume_point(config)
+
+
+def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) -> None:
+    """Train from where the run's folder stands to the end, or to a signal."""
+    args, run = config.training, Path(config.training.output_dir)
+    with args.main_process_first(desc="looking for a checkpoint"):
+        found = resume_point(config)
+    if args.should_save:
+        config.save(run)
+    if found is not None and is_finished(found):
+        # Trainer would go one step further.
         if args.should_save:
-            config.save(run)
-        if found is not None and is_finished(found):
-            # Trainer would go one step further.
-            if args.should_save:
-                copy_model(found, run)
-            return trainer
+            copy_model((best_of(found) if args.load_best_model_at_end else None) or found, run)
+        return
+    with suppress(EvaluationStopped):
+        # Raised here alone by the evaluation in front of the first step.
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
-        if stop.stopped:
-            print(f"Stopped by a signal after step {trainer.state.global_step}; the same command goes on from there.")
-            raise SystemExit(0)
-        with write_errors():
-            trainer.save_model(args.output_dir)
-    _say_skipped(dataset)
-    return trainer
+    if stop.stopped:
+        if args.process_index == 0:
+            step = trainer.state.global_step
+            print(f"Stopped by {stop.asked.name} after step {step}; the same command goes on from there.")
+        stop.end()
+    with write_errors():
+        trainer.save_model(args.output_dir)
 
 
 def resume_point(config: StageConfig) -> Path | None:

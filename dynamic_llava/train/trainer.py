@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-from ..checkpoints.adapters import check_resumed
-from ..checkpoints.load import load_weights
 from ..data import LengthGroupedSampler
 from ..loading import PREDICTORS
-from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..token_spans import answer_token_mask, image_token_mask
-from .checkpointing import rotate, write_errors, write_manifest
 from .interruption import check_finite
 from .monitoring import Meter, group_norms
+from .saving import SavingTrainer
 from .schedules import draw_rate, gumbel_tau, keep_rate
 
 METRICS_FILE = "metrics.jsonl"
@@ -33,12 +29,12 @@ LOGGED = (
 )
 
 
-class StageTrainer(Trainer):
-    """Changes from `Trainer`:
+class StageTrainer(SavingTrainer):
+    """Changes from `SavingTrainer` and `Trainer`:
     - every forward gets the step's `gumbel_tau`;
     - predictors are a parameter group with `predictor_learning_rate`;
     - the budgets, means over the rows of a micro-batch, are divided by the accumulation steps, as the LM loss is;
-    - a checkpoint counts when its manifest is written (`checkpointing`), and a loss that is no number ends the run;
+    - a loss that is no number ends the run, and one without a batch does not begin;
     - batches of similar length come from lengths that are counted without opening pictures;
     - keep rates follow their schedule, or are drawn for each step;
     - the log holds LM loss, budgets, realised keep rates, temperature, learning rates, gradient norms by group, tokens
@@ -49,9 +45,8 @@ class StageTrainer(Trainer):
     # The LM loss is divided by the tokens of the whole accumulated batch and the budgets by its steps, in compute_loss.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, run_config: dict[str, Any] | None = None, **kwargs) -> None:
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.run_config = run_config or {}
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self._micro_steps = 0
@@ -59,6 +54,7 @@ class StageTrainer(Trainer):
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         self._meter = Meter(weights, self.args.peak_tflops, self.args.device)
         self._norms: dict[str, float] = {}
+        self._predictor_rate = 0.0
 
     def current_tau(self) -> float:
         """Gumbel temperature of the optimizer step in progress."""
@@ -81,52 +77,34 @@ class StageTrainer(Trainer):
                 rates[name] = keep_rate(progress, getattr(sparsity, name), args.keep_rate_schedule, args.keep_rate_ramp)
         return rates
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        """As `Trainer`; beside a LoRA adapter also the configuration, which says what it was trained with."""
-        super()._save(output_dir, state_dict)
-        model = self.accelerator.unwrap_model(self.model)
-        if not isinstance(model, DynamicLlavaForConditionalGeneration):
-            model.config.save_pretrained(output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them; FSDP keeps
-        its own copy, under the names of the modules."""
-        model = self.model if model is None else model
-        if not self.is_fsdp_enabled and isinstance(model, DynamicLlavaForConditionalGeneration):
-            load_weights(model, resume_from_checkpoint)
-            return
-        if not self.is_fsdp_enabled:
-            check_resumed(model, resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """As `Trainer`, made valid by a manifest at the end; older ones go only then."""
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with write_errors():
-                super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                write_manifest(folder, self.run_config)
-                rotate(folder.parent, limit)
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(
-                f"{folder} could not be saved ({error}); it was removed and earlier checkpoints are as they were. Make "
-                "room and start the same command again."
-            ) from error
-        finally:
-            self.args.save_total_limit = limit
-
     def _clip_grad_norm(self, model):
-        self._norms = group_norms(self.optimizer)
+        self._norms = group_norms(self.optimizer, self.accelerator.scaler)
         return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if grad_norm is None:
+            # Gradients are not clipped.
+            self._norms = group_norms(self.optimizer, self.accelerator.scaler)
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _get_learning_rate(self) -> float:
+        """As `Trainer`, which asks behind the optimizer's step and in front of the scheduler's; the predictors' too."""
+        self._predictor_rate = float(self.optimizer.param_groups[-1]["lr"])
+        return super()._get_learning_rate()
+
+    def set_initial_training_values(self, args, dataloader):
+        """As `Trainer`, which would end a run without a batch as if it had been trained."""
+        if len(dataloader) == 0:
+            raise ValueError(
+                f"{len(self.train_dataset)} samples make no batch of per_device_train_batch_size="
+                f"{args.per_device_train_batch_size} on {args.world_size} rank(s) with dataloader_drop_last="
+                f"{args.dataloader_drop_last}; lower the batch size, or set dataloader_drop_last=false."
+            )
+        return super().set_initial_training_values(args, dataloader)
 
     def evaluate(self, *args, **kwargs):
         """As `Trainer`, leaving the random state as it was: whether a run is scored does not change what it draws."""
+        self.update_untrained()
         with torch.random.fork_rng():
             return super().evaluate(*args, **kwargs)
 
@@ -180,6 +158,7 @@ class StageTrainer(Trainer):
 
     def _record(self, inputs, outputs, lm_loss, steps: int) -> None:
         self._micro_steps += 1
+        self.note_budgets(outputs)
         values = {"lm_loss": lm_loss * steps}
         self._sums["tokens"] += inputs["attention_mask"].sum()
         values |= {
@@ -208,7 +187,7 @@ class StageTrainer(Trainer):
             logs |= self._norms | self._meter.read(sums.pop("tokens", 0.0), ranks)
             logs |= {key: value / (self._micro_steps * ranks) for key, value in sums.items()}
             logs["gumbel_tau"] = self._last_tau
-            logs["predictor_learning_rate"] = self.optimizer.param_groups[-1]["lr"]
+            logs["predictor_learning_rate"] = self._predictor_rate
             self._sums.clear()
             self._micro_steps = 0
         if "eval_loss" in logs:

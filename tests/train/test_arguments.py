@@ -48,7 +48,7 @@ def test_bad_values(config_file, overrides, message):
 
 
 def test_missing_file_and_missing_key(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No training configuration"):
+    with pytest.raises(FileNotFoundError, match="no training configuration at"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").write_text("learning_rate: 1.0\n")
     with pytest.raises(ValueError, match="base_model"):

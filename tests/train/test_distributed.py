@@ -1,4 +1,8 @@
-"""Two processes on a CPU: DDP, ZeRO-2, ZeRO-3, offload and FSDP2 compute the same, text-only rows included."""
+"""Two processes on a CPU: DDP, ZeRO-2, ZeRO-3, offload and FSDP2 compute, score and keep the same, and go on.
+
+Each engine trains once; the tests look at that run from several sides. Text-only rows are everywhere: a rank alone has
+none but such in some batches of training and of the evaluation.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration
+from dynamic_llava.train.__main__ import main
 from dynamic_llava.train.checkpointing import newest_valid
 
 from .test_stage import ROOT, overrides, shapes  # noqa: F401  a fixture
 
-STEPS = 10
+STEPS = 6
+# Scores in the place of those computed, by step: the best model is neither the first nor the last.
+SCORES = {2: 3.0, 4: 1.0, 6: 2.0}
+BEST = 4
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +40,9 @@ def mixed(shapes, tmp_path_factory):  # noqa: F811
             for turn in sample["conversations"]:
                 turn["value"] = turn["value"].replace("<image>", "").strip()
     (folder / "train.json").write_text(json.dumps(samples))
+    # One row for each rank at a time: the second has text alone, then the first.
+    first, second = (next(s for s in samples if ("image" in s) == pictured) for pictured in (True, False))
+    (folder / "val.json").write_text(json.dumps([first, second, second, first]))
     return folder
 
 
@@ -54,6 +65,7 @@ def command_of(mixed, shapes, output, engine=None, **values) -> list[str]:  # no
         "train_file": mixed / "train.json",
         "max_steps": STEPS,
         "per_device_train_batch_size": 2,
+        "min_output_length": 20,
         "report_to": "none",
         **settings_of(engine),
         **values,
@@ -64,7 +76,7 @@ def command_of(mixed, shapes, output, engine=None, **values) -> list[str]:  # no
 
 
 # One thread for each rank.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SCORES": json.dumps(SCORES)}
 
 
 def settings_of(engine: str | None) -> dict:
@@ -90,31 +102,64 @@ def run(mixed, shapes, output, engine=None, **values):  # noqa: F811
     return [(line["loss"], line["grad_norm"]) for line in lines if "lm_loss" in line], done
 
 
+def whole_run(mixed) -> dict:
+    """Keys of a run that saves, scores and keeps its best."""
+    every = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    scored = {"eval_file": mixed / "val.json", "per_device_eval_batch_size": 1, "load_best_model_at_end": "true"}
+    return {**every, **scored}
+
+
 @pytest.fixture(scope="module")
-def ddp(mixed, shapes, tmp_path_factory):  # noqa: F811
-    output = tmp_path_factory.mktemp("ddp") / "run"
-    found, _ = run(mixed, shapes, output)
-    assert len(found) == STEPS
-    return found, output
+def straight(mixed, shapes, tmp_path_factory):  # noqa: F811
+    """The run of an engine without an interruption: its losses and gradient norms, and its folder."""
+    done = {}
+
+    def of(engine: str | None):
+        if engine not in done:
+            output = tmp_path_factory.mktemp(str(engine)) / "run"
+            # Pictures too, where the forward pass of one rank alone would wait for the weights of the other.
+            pictures = {"picture_steps": STEPS} if engine in ("zero3", "fsdp2") else {}
+            found, process = run(mixed, shapes, output, engine, **whole_run(mixed), **pictures)
+            assert (len(found), process.returncode) == (STEPS, 0), process.stderr[-3000:]
+            assert (output / "pictures").is_dir() == bool(pictures)
+            done[engine] = found, output
+        return done[engine]
+
+    return of
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "zero3_offload", "fsdp2"])
-def test_sharding_equals_ddp(mixed, shapes, ddp, tmp_path, engine):  # noqa: F811
-    # Pictures too, where the forward pass of one rank alone would wait for the weights of the other.
-    values = {"picture_steps": STEPS} if engine in ("zero3", "fsdp2") else {}
-    found, done = run(mixed, shapes, tmp_path / "run", engine, **values)
-    assert len(found) == STEPS, done.stderr[-3000:]
-    assert (tmp_path / "run" / "pictures").is_dir() == bool(values)
+ENGINES = [None, "ddp", "zero2", "zero3", "zero3_offload", "fsdp2"]
+
+
+def eval_losses(output) -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["eval_loss"] for line in lines if "eval_loss" in line]
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_sharding_equals_ddp(straight, engine):
+    (found, output), (expected, other) = straight(engine), straight(None)
     # DeepSpeed's own Adam for the host rounds otherwise.
     tolerance = 3e-6 if engine == "zero3_offload" else 1e-6
-    for (loss, norm), (expected, expected_norm) in zip(found, ddp[0], strict=True):
-        assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    for (loss, norm), (expected_loss, expected_norm) in zip(found, expected, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=tolerance, abs=tolerance)
         assert norm == pytest.approx(expected_norm, rel=2e-5)
-    one, two = (
-        DynamicLlavaForConditionalGeneration.from_pretrained(p).state_dict() for p in (tmp_path / "run", ddp[1])
-    )
+    assert len(eval_losses(output)) == len(SCORES)
+    assert eval_losses(output) == pytest.approx(eval_losses(other), rel=1e-4)
+    one, two = (DynamicLlavaForConditionalGeneration.from_pretrained(p).state_dict() for p in (output, other))
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_best_model_is_what_a_run_ends_with(straight, engine):
+    _, output = straight(engine)
+    ends = {step: load_file(output / f"checkpoint-{step}" / "model.safetensors") for step in (BEST, STEPS)}
+    final = load_file(output / "model.safetensors")
+    assert all(torch.equal(value, ends[BEST][key]) for key, value in final.items())
+    assert not all(torch.equal(value, ends[STEPS][key]) for key, value in final.items())
+    config = json.loads((output / "config.json").read_text())
+    assert config["sparsity"]["untrained"] == []
 
 
 def test_deepspeed_on_one_process_needs_no_launcher(shapes, tmp_path):  # noqa: F811
@@ -122,9 +167,13 @@ def test_deepspeed_on_one_process_needs_no_launcher(shapes, tmp_path):  # noqa: 
     losses = {}
     for engine in (None, "zero2"):
         words = overrides(shapes, tmp_path / str(engine), report_to="none", max_steps=3, **settings_of(engine))
-        command = [sys.executable, "-m", "dynamic_llava.train", "--config", "configs/train/shapes.yaml", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        arguments = ["--config", "configs/train/shapes.yaml", *words]
+        if engine is None:
+            assert main(arguments) == 0
+        else:
+            command = [sys.executable, "-m", "dynamic_llava.train", *arguments]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr[-3000:]
         lines = [json.loads(line) for line in (tmp_path / str(engine) / "metrics.jsonl").read_text().splitlines()]
         losses[engine] = [line["loss"] for line in lines if "lm_loss" in line]
     assert len(losses[None]) == 3
@@ -154,17 +203,18 @@ def test_adapters_and_predictors_are_sharded_alike(mixed, shapes, lora_ddp, tmp_
 
 
 @pytest.mark.parametrize("engine", [None, "zero2", "zero3", "fsdp2"])
-def test_a_killed_run_goes_on_bit_for_bit(mixed, shapes, tmp_path, engine):  # noqa: F811
-    values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
-    straight, _ = run(mixed, shapes, tmp_path / "straight", engine, **values)
-    command = command_of(mixed, shapes, tmp_path / "run", engine, **values)
+def test_a_killed_run_goes_on_bit_for_bit(mixed, shapes, straight, tmp_path, engine):  # noqa: F811
+    expected, other = straight(engine)
     # The second checkpoint appears: the kill comes while it is written.
-    kill_when(tmp_path / "run" / "checkpoint-4", command)
+    kill_when(
+        tmp_path / "run" / "checkpoint-4", command_of(mixed, shapes, tmp_path / "run", engine, **whole_run(mixed))
+    )
     assert newest_valid(tmp_path / "run") is not None
-    found, _ = run(mixed, shapes, tmp_path / "run", engine, **values)
-    assert len(found) == 5
-    assert found == straight
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "run"))
+    found, done = run(mixed, shapes, tmp_path / "run", engine, **whole_run(mixed))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert found == expected
+    assert eval_losses(tmp_path / "run") == eval_losses(other)
+    one, two = (load_file(folder / "model.safetensors") for folder in (other, tmp_path / "run"))
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
