@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from .configuration_dynamic_llava import SparsityConfig, check_image_selection, check_keep_rate
+
+logger = logging.get_logger(__name__)
 
 # Rivals of the learned predictors, by name; the packages under `selection` add theirs.
 #   image:  (hidden (B, N_image, D), valid (B, N_image) bool) -> scores (B, N_image), higher = keep
@@ -85,7 +89,28 @@ class SparsityOptions:
             min_instruct_length=sparsity.min_instruct_length,
         )
         options._refuse_what_has_no_effect(image_keep_rate, image_selection)
+        if sparsity.untrained and not training:
+            options._say_untrained(sparsity.untrained, asked=bool(output_sparsity))
         return options
+
+    def _say_untrained(self, untrained: list[str], asked: bool) -> None:
+        """`ValueError` where a call asks for a predictor that has learned nothing, a warning where it uses one."""
+        used = {
+            "image_predictor": self.image_selector == PREDICTOR and not self.keeps_all_images,
+            "output_predictor": self.output_selector == PREDICTOR
+            and self.output_sparsity
+            and not (self.steer_output and self.output_keep_rate == 1),
+            "instruct_predictor": self.instruct_sparsity,
+        }
+        if asked and used["output_predictor"] and "output_predictor" in untrained:
+            raise ValueError("output_sparsity=True: the output_predictor has never been trained. Train it first.")
+        names = [name for name in untrained if used[name]]
+        # A message would break a compiled graph.
+        if names and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"{' and '.join(names)}: never trained, so that what is dropped is arbitrary. Train them "
+                "(python -m dynamic_llava.train), or pass image_keep_rate=1.0 and output_sparsity=False."
+            )
 
     @property
     def keeps_all_images(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 
 import numpy as np
@@ -480,3 +481,28 @@ def test_the_definition_is_met_in_a_positional_call(model):
     rows, images = mixed_prompts()
     found = model.generate(torch.tensor([rows[1]]), pixel_values=images[1], **GREEDY)
     assert found[0, -16:].tolist() == naive_generate(model, rows[1], images[1], 16)[0]
+
+
+@pytest.mark.parametrize("name", ["image_predictor", "output_predictor"])
+def test_an_untrained_predictor_is_not_used_in_silence(name, caplog):
+    from dynamic_llava.options import logger
+
+    logger.warning_once.cache_clear()
+    model = tiny_model(untrained=[name])
+    call = {"input_ids": IDS, "pixel_values": pictures(1)}
+    everything = {"image_keep_rate": 1.0, "output_sparsity": False}
+    transformers_logger = logging.getLogger("transformers")
+    before, transformers_logger.propagate = transformers_logger.propagate, True
+    package = logging.getLogger("dynamic_llava")
+    try:
+        with caplog.at_level("WARNING"), torch.no_grad():
+            model(**call, **everything)
+            assert not caplog.records
+            model(**call)
+            assert [name in record.message for record in caplog.records] == [True]
+        if name == "output_predictor":
+            with pytest.raises(ValueError, match="never been trained"):
+                model.generate(**call, output_sparsity=True, **GREEDY)
+    finally:
+        transformers_logger.propagate = before
+        package.propagate = True
