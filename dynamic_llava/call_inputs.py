@@ -151,6 +151,9 @@ def image_positions(
 
 def check_features(image_mask: Tensor, features: int, config: DynamicLlavaConfig) -> None:
     """`ValueError` unless there is one image token for each of `features` image features."""
+    if torch.compiler.is_exporting():
+        torch._assert_async(image_mask.sum() == features, f"input_ids must hold {features} image tokens.")
+        return
     number = int(image_mask.sum())
     if number == features:
         return

@@ -162,11 +162,14 @@ def pack_left(mask: Tensor) -> tuple[Tensor, Tensor, bool]:
     Returns:
         `index (B, K)` long with distinct entries per row, `valid (B, K)` bool, and whether all entries are valid. K is
         the largest number of true entries of a row, at least 1. Reads K back from the device, hence for prefill and
-        training only.
+        training only; K is N in `torch.export`, whose sizes depend on no values.
     """
     counts = mask.sum(dim=-1)
-    least, most = torch.stack([counts.min(), counts.max()]).tolist()
-    width = max(most, 1)
+    if torch.compiler.is_exporting():
+        least, width = -1, mask.shape[1]
+    else:
+        least, most = torch.stack([counts.min(), counts.max()]).tolist()
+        width = max(most, 1)
     index = (~mask).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :width]
     valid = torch.arange(width, device=mask.device) < counts[:, None]
     return index, valid, least == width

@@ -111,6 +111,9 @@ def check_position_ids(position_ids: Tensor, attention_mask: Tensor | None, batc
     before = positions.masked_fill(~present, -1).cummax(dim=-1).values.roll(1, dims=-1)
     before[:, 0] = -1
     wrong = ((positions <= before) & present).any(dim=-1)
+    if torch.compiler.is_exporting():
+        torch._assert_async(~wrong.any(), "position_ids must rise over the present tokens of each row.")
+        return
     if bool(wrong.any()):
         row = int(wrong.long().argmax())
         raise ValueError(
@@ -149,7 +152,7 @@ def find_spans(
     has_padding = False
     if attention_mask is not None:
         present = attention_mask.bool()
-        has_padding = not bool(present.all())
+        has_padding = torch.compiler.is_exporting() or not bool(present.all())
     output = asked = None
     if single_output:
         output = present
