@@ -96,6 +96,8 @@ def _document(root: Path, sample: dict[str, Any], where: str) -> dict[str, Any]:
         turns = [turn["from"] for turn in sample["conversations"]]
         texts = [turn["value"].replace("<image>", "").strip() for turn in sample["conversations"]]
         image = sample["image"]
+        if not isinstance(image, str):
+            raise TypeError(f"image is {image!r}")
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is not LLaVA conversation JSON about one picture ({error!r}).") from error
     if not turns or turns != ["human", "gpt"] * (len(turns) // 2):

@@ -108,7 +108,6 @@ def build(
         FileNotFoundError: a download or a picture is missing.
         ValueError: too few samples fit, or a file is not what it should be.
     """
-    output_folder(output)
     files: dict[str, list[dict[str, Any]]] = {}
     manifest: dict[str, Any] = {"seed": seed, "benchmarks": {}}
     for source, path in sources.items():
@@ -132,6 +131,7 @@ def build(
                 "ids": [sample["id"] for sample in samples],
             }
             files[benchmark.name] = _with_pictures(samples, image_folders)
+    output_folder(output)
     for name, samples in files.items():
         _write(output / f"{name}.json", samples)
     _write(output / MANIFEST, manifest)

@@ -123,8 +123,12 @@ def test_config_file_is_read_and_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown key 'step'.*steps"):
         load_config(path)
     path.write_text("rope_theta: 1e6")
-    with pytest.raises(ValueError, match=r"rope_theta is '1e6'.*float"):
-        load_config(path)
+    assert load_config(path).rope_theta == 1e6
+    for wrong in ("many", "-1", "0", ".nan", ".inf", "true", "[1]"):
+        for key in ("rope_theta", "pictures"):
+            path.write_text(f"{key}: {wrong}")
+            with pytest.raises(ValueError, match=rf"{key} is .*a number above 0"):
+                load_config(path)
     path.write_text("tower: 5")
     with pytest.raises(ValueError, match="mapping"):
         load_config(path)

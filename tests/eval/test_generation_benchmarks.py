@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 
 import pytest
 import torch
 from PIL import Image
 
 from dynamic_llava import SparseCache
-from dynamic_llava.eval import meteor as meteor_module
 from dynamic_llava.eval.__main__ import main
 from dynamic_llava.eval.conversations import FILES, next_question, read_documents
 from dynamic_llava.eval.generation_benchmarks import MANIFEST
@@ -149,7 +149,7 @@ class TestMeteor:
         assert meteor("", "a cat") == 0
 
     def test_over_a_corpus(self, monkeypatch):
-        monkeypatch.setattr(meteor_module, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
         assert corpus_meteor(["a"], ["a"]) is None
 
     def test_over_a_corpus_with_the_library(self):
@@ -169,8 +169,8 @@ class TestMeteor:
         assert "METEOR needs WordNet" in capsys.readouterr().err
 
     def test_missing_nltk(self, monkeypatch):
-        monkeypatch.setattr(meteor_module, "find_spec", lambda name: None)
-        with pytest.raises(ValueError, match=r"pip install 'dynamic-llava\[meteor\]'"):
+        monkeypatch.setitem(sys.modules, "nltk", None)
+        with pytest.raises(ImportError, match=r"pip install 'dynamic-llava\[meteor\]'"):
             require_wordnet()
 
 
