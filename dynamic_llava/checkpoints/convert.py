@@ -15,7 +15,7 @@ from ..generation_file import read_generation_config
 from ..model_card import write_model_card
 from ..weight_checks import PREDICTORS
 from ..weight_files import TensorInfo
-from .aspect_ratio import aspect_ratio_of
+from .aspect_ratio import aspect_ratio_of, trained_aspect_ratio
 from .keys import to_hugging_face, to_published
 from .load import load_processor
 from .opened import Checkpoint, open_checkpoint
@@ -125,7 +125,9 @@ def _write_tokenizer(
     found = next((part for part in adapter_chain(name) if has_tokenizer(part)), None)
     if found is None:
         say(f"{name} holds no tokenizer (tokenizer.json or tokenizer.model): none was written.")
-    elif to == "published" or (checkpoint.layout == "hugging face" and is_complete(found)):
+    elif to == "published" or (
+        checkpoint.layout == "hugging face" and is_complete(found) and trained_aspect_ratio(found) is None
+    ):
         copy_tokenizer(found, folder)
     else:
         load_processor(name, vision_tower).save_pretrained(folder)
@@ -142,8 +144,8 @@ def _write_config(checkpoint: Checkpoint, folder: Path, to: str) -> None:
     generation.save_pretrained(folder)
     if to == "published":
         values = to_published_config(config)
-        if not checkpoint.published and has_tokenizer(checkpoint.source.folder):
-            said = aspect_ratio_of(load_processor(checkpoint.source.folder))
+        if checkpoint.layout != "published" and any(map(has_tokenizer, adapter_chain(checkpoint.source.name))):
+            said = aspect_ratio_of(load_processor(checkpoint.source.name))
             values["image_aspect_ratio"] = said or values["image_aspect_ratio"]
         if values["mm_vision_tower"] == "vision_tower":
             (folder / "vision_tower").mkdir()

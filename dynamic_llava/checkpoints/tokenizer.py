@@ -15,7 +15,6 @@ from ..chat_template import IMAGE_TOKEN, chat_template, needs_space_behind_image
 from ..config_checks import config_errors
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..files import read_json_object, regular_file
-from .aspect_ratio import aspect_ratio_of, trained_aspect_ratio, with_aspect_ratio
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -143,16 +142,8 @@ def image_settings_of(folder: Path) -> dict[str, Any] | None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy the files of tokenizer and processor that `source` has; their names.
-
-    A processor that says nothing of padding, in the folder of a run that chose, says it in `target`.
-    """
+    """Copy the files of tokenizer and processor that `source` has; their names."""
     found = [name for name in COPIED_FILES if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, target / name)
-    trained = trained_aspect_ratio(source)
-    if trained is not None and any(name in found for name in PROCESSOR_FILES):
-        processor = AutoProcessor.from_pretrained(target)
-        if aspect_ratio_of(processor) is None:
-            with_aspect_ratio(processor, trained).save_pretrained(target)
     return found
