@@ -7,6 +7,7 @@ from .conversation import Turn, parse_turns, render_conversation
 from .dataset import ConversationDataset, LlavaJsonDataset
 from .lengths import LengthGroupedSampler
 from .mixture import MixtureDataset
+from .opening import open_picture
 from .sources import open_dataset
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MixtureDataset",
     "Turn",
     "open_dataset",
+    "open_picture",
     "parse_turns",
     "render_conversation",
 ]

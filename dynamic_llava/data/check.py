@@ -19,7 +19,7 @@ from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio, with_aspect_rati
 from ..configuration_dynamic_llava import SparsityConfig
 from ..files import parse_yaml, read_yaml_mapping
 from .dataset import ConversationDataset
-from .judged import JudgedCounts, count_judged
+from .judged import count_judged, unseeing_predictors
 from .mixture import MixtureDataset
 from .pictures import StoredPicture
 from .samples import pictures_of, sample_id
@@ -136,7 +136,7 @@ def check_data(settings: CheckSettings, decode: bool = False) -> dict[str, Any]:
             {"path": str(part.source), "weight": weight, "samples_per_epoch": len(positions), **_counts(part)}
         )
     judged = count_judged(mixture, settings.min_output_length)
-    for problem in untrained_predictors(settings, judged):
+    for problem in unseeing_predictors(settings, settings, judged.judged > 0, judged.image_rows > 0):
         findings[UNTRAINED].add(problem)
     return {
         "sources": sources,
@@ -148,22 +148,6 @@ def check_data(settings: CheckSettings, decode: bool = False) -> dict[str, Any]:
         "findings": {kind: dataclasses.asdict(problem) for kind, problem in findings.items()},
         "ok": not any(findings[kind].count for kind in PROBLEMS),
     }
-
-
-def untrained_predictors(settings: CheckSettings, judged: JudgedCounts) -> list[str]:
-    """What is to be done about each predictor that would see nothing in an epoch."""
-    found = []
-    if settings.output_predictor and not judged.judged:
-        turns = "" if settings.output_turns == "all" else "output_turns=all, "
-        found.append(
-            f"the output predictor would learn nothing: of {judged.answers:,} answers none has min_output_length="
-            f"{settings.min_output_length} tokens; set {turns}a smaller min_output_length, or output_predictor=false"
-        )
-    if settings.image_predictor and not judged.image_rows:
-        found.append(
-            "the image predictor would learn nothing: no sample has an image; add some, or set image_predictor=false"
-        )
-    return found
 
 
 def _counts(part: ConversationDataset) -> dict[str, int]:

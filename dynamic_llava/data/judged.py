@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -72,6 +73,30 @@ def sees_any(
             judged |= output_tokens >= max(min_output_length, 1)
             pictured |= has_image
     return judged, pictured
+
+
+def unseeing_predictors(sparsity: Any, data: Any, judged: bool, pictured: bool) -> list[str]:
+    """What is wrong, and to be done, with each predictor that is on and would see nothing; empty where all is well.
+
+    Args:
+        sparsity: has `output_predictor`, `image_predictor` and `min_output_length`.
+        data: has `output_turns` and `max_length`.
+        judged, pictured: whether any answer is judged, and any sample has an image.
+    """
+    found = []
+    if sparsity.output_predictor and not judged:
+        which, turns = ("answer", "") if data.output_turns == "all" else ("last answer", "output_turns=all, ")
+        found.append(
+            f"The output predictor would never learn: no {which} has min_output_length={sparsity.min_output_length} "
+            f"tokens within max_length={data.max_length}. Set {turns}a smaller min_output_length, or "
+            "output_predictor=false."
+        )
+    if sparsity.image_predictor and not pictured:
+        found.append(
+            f"The image predictor would never learn: no sample has an image within max_length={data.max_length}. Add "
+            "data with images, raise max_length, or set image_predictor=false."
+        )
+    return found
 
 
 def _rows(part: ConversationDataset) -> list[tuple[int, bool]]:

@@ -12,7 +12,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data import ConversationDataset, MixtureDataset
-from ..data.judged import sees_any
+from ..data.judged import sees_any, unseeing_predictors
 from .arguments import StageArguments
 from .config import StageConfig
 
@@ -61,20 +61,8 @@ def check_judged(config: StageConfig, dataset: ConversationDataset | MixtureData
 
 def refuse_unjudged(config: StageConfig, judged: bool, pictured: bool) -> None:
     """`ValueError` where a predictor is on and no answer is `judged`, or no sample `pictured`."""
-    sparsity = config.sparsity
-    if sparsity.output_predictor and not judged:
-        turns = "answer" if config.data.output_turns == "all" else "last answer"
-        all_turns = "" if config.data.output_turns == "all" else "output_turns=all, "
-        raise ValueError(
-            f"The output predictor would never learn: no {turns} in train_file has min_output_length="
-            f"{sparsity.min_output_length} tokens within max_length={config.data.max_length}. Pass {all_turns}"
-            "a smaller min_output_length, or output_predictor=false."
-        )
-    if sparsity.image_predictor and not pictured:
-        raise ValueError(
-            "The image predictor would never learn: no sample of train_file has an image within max_length="
-            f"{config.data.max_length}. Add data with images, raise max_length, or pass image_predictor=false."
-        )
+    for problem in unseeing_predictors(config.sparsity, config.data, judged, pictured):
+        raise ValueError(problem)
 
 
 def check_build_locks() -> None:

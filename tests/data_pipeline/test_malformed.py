@@ -244,13 +244,13 @@ def test_members_of_impossible_sizes_are_named(tmp_path: Path, processor: LlavaP
 @pytest.mark.parametrize(
     ("values", "answers", "finding"),
     [
-        ({}, ["red"] * 3, "output_turns=all, a smaller min_output_length, or output_predictor=false"),
-        ({"output_turns": "all"}, ["red"] * 3, "set a smaller min_output_length"),
+        ({}, ["red"] * 3, "Set output_turns=all, a smaller min_output_length, or output_predictor=false"),
+        ({"output_turns": "all"}, ["red"] * 3, "Set a smaller min_output_length"),
         ({"output_turns": "all", "min_output_length": 3}, ["red"] * 3, None),
         ({"min_output_length": 2}, ["red"] * 3, None),
         ({"output_predictor": False}, ["red"] * 3, None),
         ({}, ["red", " ".join(["word"] * 60)], None),
-        ({}, [" ".join(["word"] * 60), "red"], "of 1 answers none has min_output_length=50"),
+        ({}, [" ".join(["word"] * 60), "red"], "no last answer has min_output_length=50 tokens within max_length=2048"),
     ],
 )
 def test_the_check_says_when_a_predictor_would_see_nothing(

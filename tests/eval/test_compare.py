@@ -124,3 +124,21 @@ def test_bad_input_is_named(tmp_path, capsys):
     run = results(tmp_path, {})
     assert main(["compare", str(run), "--tolerance", "-1"]) == 2
     assert "--tolerance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "shown", [("pad", "pad"), ("pad", "square"), ("square", "square"), (None, "pad"), (None, None)]
+)
+def test_runs_that_saw_other_pictures_are_told(compared, tmp_path, shown):
+    folders = [results(tmp_path / name, {"gqa": {"exact_match": 0.6}}, model=name) for name in ("a", "b")]
+    for folder, ratio in zip(folders, shown, strict=True):
+        content = json.loads((folder / "results.json").read_text())
+        # Versions that cut out the middle did not note it.
+        noted = content if ratio is None else {**content, "image_aspect_ratio": ratio}
+        (folder / "results.json").write_text(json.dumps(noted))
+    page = compared(*folders)
+    cut = [name for name, ratio in zip(("a", "b"), shown, strict=True) if ratio != "pad"]
+    for name in ("a", "b"):
+        assert (f"{name}: pictures cut to their middle" in page) == (name in cut)
+    assert ("do not differ by their models alone" in page) == (len(cut) == 1)
+    assert ("differs" in line(page, "image_aspect_ratio")) == (len(cut) == 1)
