@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict, fields
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from dynamic_llava import DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, SparsityConfig
+from dynamic_llava.configuration_dynamic_llava import PREDICTOR_NAMES, check_keep_rate
 
 from .tiny import batch_of, mixed_prompts, stock_model, tiny_model
 
@@ -110,6 +113,33 @@ def test_unknown_sparsity_key_in_config_json(saved):
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"'image_keep_ratio'. Did you mean image_keep_rate"):
         DynamicLlavaForConditionalGeneration.from_pretrained(folder)
+
+
+def test_numbers_of_other_types_are_taken():
+    sparsity = SparsityConfig(
+        image_keep_rate=np.float32(0.25),
+        output_keep_rate=np.float64(0.5),
+        budget_weight=np.int64(3),
+        sparse_layer=np.int32(2),
+        pruned_probe_rate=0,
+    )
+    assert json.loads(json.dumps(asdict(sparsity)))["image_keep_rate"] == 0.25
+    assert type(sparsity.sparse_layer) is int
+    assert check_keep_rate("image_keep_rate", np.float16(0.5)) == 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "2", None, True, [1]], ids=repr)
+@pytest.mark.parametrize("key", [field.name for field in fields(SparsityConfig) if field.type in ("int", "float")])
+def test_every_number_of_the_configuration_is_checked(key, value):
+    with pytest.raises(ValueError, match=key):
+        SparsityConfig(**{key: value})
+
+
+@pytest.mark.parametrize("value", ["False", 1, None], ids=repr)
+@pytest.mark.parametrize("key", PREDICTOR_NAMES)
+def test_a_switch_is_true_or_false(key, value):
+    with pytest.raises(ValueError, match=f"{key} must be true or false"):
+        SparsityConfig(**{key: value})
 
 
 @pytest.mark.parametrize(

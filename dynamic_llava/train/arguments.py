@@ -176,8 +176,8 @@ class StageArguments(TrainingArguments):
             scored = self.eval_steps or self.logging_steps
             if scored != self.save_steps:
                 raise ValueError(
-                    f"load_best_model_at_end takes a checkpoint of each evaluation; save_steps={self.save_steps} and "
-                    f"eval_steps={scored} differ. Make them equal, or set save_strategy=best."
+                    f"load_best_model_at_end takes a checkpoint of each evaluation; save_steps={self.save_steps:g} "
+                    f"and eval_steps={scored:g} differ. Make them equal, or set save_strategy=best."
                 )
 
     def accumulation_steps(self, ranks: int) -> int:

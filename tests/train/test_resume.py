@@ -121,26 +121,6 @@ def test_kill_at_random_moments(shapes, tmp_path, lora_r, kills):  # noqa: F811
     assert_same_outcome(tmp_path / "killed", tmp_path / "straight")
 
 
-def test_sigterm_saves_and_ends_with_zero(shapes, straight, tmp_path, monkeypatch):  # noqa: F811
-    run = tmp_path / "run"
-    original = trainer.StageTrainer.training_step
-
-    def ask(self, *args, **kwargs):
-        if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(trainer.StageTrainer, "training_step", ask)
-    with pytest.raises(SystemExit) as end:
-        main(arguments(shapes, run))
-    assert end.value.code == 0
-    monkeypatch.undo()
-    assert newest_valid(run).name == "checkpoint-3"
-    assert not (run / "model.safetensors").exists()
-    assert main(arguments(shapes, run)) == 0
-    assert_same_outcome(run, straight)
-
-
 @pytest.mark.parametrize(("room", "file"), [(0.5, "model.safetensors"), (1.2, "optimizer.pt")])
 def test_a_full_disk_leaves_the_last_checkpoint(shapes, straight, tmp_path, monkeypatch, capsys, room, file):  # noqa: F811
     """From the third step on no file can grow beyond `room` times the model's: the system refuses the write."""
