@@ -198,8 +198,8 @@ class SlotTable:
         """`(B, columns)` bool: which of the tokens seen each row has stored."""
         slots = torch.arange(self.capacity, device=self.cursor.device)
         used = self.valid & (slots < self.cursor[:, None])
-        # Slots not in use count for a column of their own, which is cut off.
-        column = torch.where(used, self.column, columns)
+        # Slots not in use, and later columns, count for a column of their own, which is cut off.
+        column = torch.where(used, self.column.clamp(max=columns), columns)
         found = torch.zeros(len(used), columns + 1, dtype=torch.bool, device=used.device)
         return found.scatter_(1, column, True)[:, :columns]
 

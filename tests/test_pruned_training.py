@@ -131,5 +131,5 @@ def test_unknown_mode():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, True])
 def test_probe_rate_out_of_range(rate):
-    with pytest.raises(ValueError, match="pruned_probe_rate is a fraction of the dropped tokens, in"):
+    with pytest.raises(ValueError, match="pruned_probe_rate must be a number, at least 0 and at most 1"):
         tiny_model(pruned_probe_rate=rate)
