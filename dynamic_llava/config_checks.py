@@ -50,10 +50,14 @@ def check_model_values(config: Any) -> None:
     if not -text.vocab_size <= (text.pad_token_id or 0) < text.vocab_size:
         raise ValueError(f"text_config.pad_token_id={text.pad_token_id} is not in the vocabulary of {text.vocab_size}.")
     rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ("default", *ROPE_INIT_FUNCTIONS):
+    if not isinstance(rope, str) or rope not in ("default", *ROPE_INIT_FUNCTIONS):
         raise ValueError(
             f"text_config.rope_parameters has rope_type={rope!r}; use one of default, {', '.join(ROPE_INIT_FUNCTIONS)}."
         )
+    for key, value in (getattr(text, "rope_parameters", None) or {}).items():
+        named = key in ("rope_type", "type")
+        if (not named and isinstance(value, str)) or (key in ("rope_theta", "factor") and not value > 0):
+            raise ValueError(f"text_config.rope_parameters has {key}={value!r}; it must be a number above 0.")
     if getattr(vision, "patch_size", 1) > getattr(vision, "image_size", 1):
         raise ValueError(f"vision_config.patch_size={vision.patch_size} is more than image_size={vision.image_size}.")
     states = getattr(vision, "num_hidden_layers", 0) + 1
@@ -63,6 +67,8 @@ def check_model_values(config: Any) -> None:
             raise ValueError(
                 f"vision_feature_layer={layer} is not one of a tower of {states - 1} layers: -{states} to {states - 1}."
             )
+    if config.sparsity.predictor_num_layers > MOST_LAYERS:
+        raise ValueError(f"sparsity.predictor_num_layers must be at most {MOST_LAYERS}.")
     if config.image_token_index < 0:
         raise ValueError(f"image_token_index={config.image_token_index} must not be negative.")
 
@@ -73,13 +79,13 @@ def _check_value(key: str, name: str, value: Any) -> None:
         raise ValueError(f"{key} must be a finite number, got {value!r}.")
     if value is None:
         return
-    if name in POSITIVE and not (isinstance(value, int) and value > 0):
+    if name in POSITIVE and not (type(value) is int and value > 0):
         raise ValueError(f"{key} must be a whole number above 0, got {value!r}.")
     if name in EPSILONS and not value > 0:
         raise ValueError(f"{key} must be above 0, got {value!r}.")
     if name == "num_hidden_layers" and value > MOST_LAYERS:
         raise ValueError(f"{key} must be at most {MOST_LAYERS}, got {value!r}.")
-    if name in ACTIVATIONS and value not in ACT2FN:
+    if name in ACTIVATIONS and not (isinstance(value, str) and value in ACT2FN):
         raise ValueError(f"{key}={value!r} is no activation of transformers.")
     if name in ("dtype", "torch_dtype") and not _is_float(value):
         raise ValueError(f"{key} must be auto, float32, bfloat16 or float16, got {value!r}.")

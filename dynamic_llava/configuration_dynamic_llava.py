@@ -179,8 +179,11 @@ class DynamicLlavaConfig(LlavaConfig):
     published: dict | None = None
 
     def __post_init__(self, **kwargs):
-        if not 1 <= self.projector_layers <= MOST_LAYERS:
-            raise ValueError(f"projector_layers must be from 1 to {MOST_LAYERS}, got {self.projector_layers}.")
+        if type(self.projector_layers) is not int or not 1 <= self.projector_layers <= MOST_LAYERS:
+            raise ValueError(f"projector_layers must be from 1 to {MOST_LAYERS}, got {self.projector_layers!r}.")
+        for name in ("sparsity", "published"):
+            if not isinstance(getattr(self, name), SparsityConfig | dict | None):
+                raise ValueError(f"{name} must be an object, got {getattr(self, name)!r}.")
         if not isinstance(self.sparsity, SparsityConfig):
             self.sparsity = SparsityConfig.from_dict(self.sparsity or {})
         super().__post_init__(**kwargs)
@@ -189,6 +192,7 @@ class DynamicLlavaConfig(LlavaConfig):
                 f"Dynamic-LLaVA needs a Llama decoder (LLaVA-1.5), got text_config.model_type="
                 f"{self.text_config.model_type!r}."
             )
+        self.text_config.tie_word_embeddings = self.tie_word_embeddings
         check_model_values(self)
         self.sparsity.check_decoder(self.text_config.num_hidden_layers)
 

@@ -6,9 +6,11 @@ import copy
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import GenerationConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
+from .files import regular_file
 from .generation_file import read_generation_config, unset_idle
 from .model_card import write_model_card
 from .weight_checks import PREDICTORS, check_keys, check_weights, note_new
@@ -38,26 +40,31 @@ class DynamicLoadingMixin:
         """
         name = pretrained_model_name_or_path
         if name is not None and Path(name).is_dir() and not kwargs.get("variant"):
-            cls._check_folder(Path(name), kwargs)
+            generation = cls._check_folder(Path(name), kwargs)
+            kwargs.setdefault("generation_config", generation)
         model, info = _load_quietly(super().from_pretrained, str(name), name, *args, **kwargs)
         note_new(model.config.sparsity, str(name), _check_loaded(str(name), model, info))
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _check_folder(cls, folder: Path, kwargs: dict) -> None:
-        """Refuse what transformers would load in part, wait for, or end over in an error of its own."""
+    def _check_folder(cls, folder: Path, kwargs: dict) -> GenerationConfig | None:
+        """Refuse what transformers would load in part, wait for, or end over in an error of its own.
+
+        Returns the folder's generation configuration; for a damaged one transformers would take the model's.
+        """
         if (folder / ADAPTER_CONFIG).exists():
             raise ValueError(
                 f"{folder} is a LoRA folder, not a whole model; load it with "
                 "dynamic_llava.checkpoints.load_adapter(folder, base=...)."
             )
         if any(kwargs.get(name) for name in _OTHER_FILES):
-            return
+            return None
         config = kwargs.get("config")
         if config is None:
+            regular_file(folder / "config.json", "configuration")
             config, _ = cls.config_class.from_pretrained(folder, **{**kwargs, "return_unused_kwargs": True})
-        read_generation_config(folder)
         check_weights(str(folder), cls, config, folder)
+        return read_generation_config(folder)
 
     @classmethod
     def from_state_dict(cls, state_dict: dict, config, name: str, **kwargs):

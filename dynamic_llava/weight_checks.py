@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .config_checks import config_errors
 from .configuration_dynamic_llava import PREDICTOR_NAMES, SparsityConfig
 from .parameter_names import EMBEDDINGS, HEAD, from_hugging_face
 from .weight_files import TensorInfo, is_buffer, list_weights, some
@@ -22,9 +23,13 @@ PREDICTORS = tuple(f"{name}." for name in PREDICTOR_NAMES)
 _NOTED: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 
 
-def model_weights(cls: type, config) -> dict[str, Tensor]:
-    """The weights of a model of `config`, on the meta device; those that are tied to others are left out."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+def model_weights(name: str, cls: type, config) -> dict[str, Tensor]:
+    """The weights of a model of `config`, on the meta device; those that are tied to others are left out.
+
+    Raises:
+        ValueError: the configuration of `name` describes no model.
+    """
+    with config_errors(f"{name}: config.json"), torch.random.fork_rng(devices=[]), torch.device("meta"):
         weights = cls(config).state_dict()
     if config.tie_word_embeddings:
         weights.pop(HEAD, None)
@@ -36,7 +41,7 @@ def check_weights(name: str, cls: type, config, folder: Path) -> None:
     _, stored = list_weights(folder)
     if stored and getattr(config, "quantization_config", None) is None:
         found = by_own_name(name, ((from_hugging_face(key), key) for key in stored))
-        check_tensors(name, model_weights(cls, config), {own: stored[key][1] for own, key in found.items()})
+        check_tensors(name, model_weights(name, cls, config), {own: stored[key][1] for own, key in found.items()})
 
 
 def by_own_name(name: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

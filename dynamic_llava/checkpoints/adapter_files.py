@@ -186,9 +186,9 @@ def _decoder_targets(model: nn.Module, config) -> list[str]:
 
 
 def _adapter_key(key: str) -> str:
-    """Our name of a key that peft wrote over a model of any layout; another comes back as it is."""
+    """Our name of a key that peft wrote over a model of any layout; one of another prefix is no name of ours."""
     if not key.startswith(PEFT_PREFIX):
-        return key
+        return f"{key} (without {PEFT_PREFIX})"
     module, lora, rest = key.removeprefix(PEFT_PREFIX).partition(LORA)
     if not lora:
         return own_name(module)

@@ -69,7 +69,7 @@ def load_source(
     config = published_model_config(source, vision_tower, sparsity)
     stored = our_tensors(source, vision_tower)
     infos = {own: part.tensors[key] for own, (part, key) in stored.items()}
-    check_tensors(source.name, model_weights(DynamicLlavaForConditionalGeneration, config), infos)
+    check_tensors(source.name, model_weights(source.name, DynamicLlavaForConditionalGeneration, config), infos)
     state = {own: part.lazy(key) for own, (part, key) in stored.items()}
     if dtype is None:
         dtype = "auto" if config.dtype is not None else infos[EMBEDDINGS].dtype

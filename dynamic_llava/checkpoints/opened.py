@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config_checks import config_errors
 from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..generation_file import read_generation_config
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..weight_checks import by_own_name, check_tensors, model_weights, noting_new
@@ -64,6 +65,7 @@ def open_checkpoint(
     if is_adapter(find_folder(name)):
         return _merged(name, vision_tower, base)
     source = open_source(name)
+    read_generation_config(source.folder)
     published = is_published(source.config)
     if published:
         config = published_model_config(source, vision_tower)
@@ -75,7 +77,7 @@ def open_checkpoint(
             config = DynamicLlavaConfig.from_dict(source.config)
         own = by_own_name(source.name, ((own_name(key), key) for key in source.tensors))
         stored = {name: (source, key) for name, key in own.items()}
-    expected = model_weights(DynamicLlavaForConditionalGeneration, config)
+    expected = model_weights(source.name, DynamicLlavaForConditionalGeneration, config)
     new = check_tensors(source.name, expected, {own: part.tensors[key] for own, (part, key) in stored.items()})
     return Checkpoint(source, config, stored, new, "published" if published else "hugging face")
 
@@ -83,8 +85,8 @@ def open_checkpoint(
 def _merged(name: str | Path, vision_tower: str | Path | None, base: str | Path | None) -> Checkpoint:
     with noting_new() as new:
         model = load_adapter(name, base, merge=True, vision_tower=vision_tower)
-    # A head that is tied to the embeddings is not among these.
-    state = {key: value.detach() for key, value in model.named_parameters()}
+    # A head that is tied to the embeddings is not among these, and new predictors are none of the checkpoint's.
+    state = {key: value.detach() for key, value in model.named_parameters() if key not in set(new)}
     tensors = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in state.items()}
     folder = find_folder(name)
     where = dict.fromkeys(state, folder)

@@ -31,7 +31,7 @@ COPIED_FILES = (
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether `folder` holds the files of a tokenizer."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return any(os.path.lexists(folder / name) for name in TOKENIZER_FILES)
 
 
 @contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
@@ -190,6 +194,67 @@ def test_a_killed_conversion_leaves_no_folder_that_loads(tmp_path, monkeypatch):
     )
     convert(source, tmp_path / "out", "ours")
     assert seen == [["model.safetensors"]]
+
+
+def dead_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path):
+    source = write_published(model_of(), tmp_path / "m")
+    dead = tmp_path / f".out.partial-{dead_process()}"
+    other = tmp_path / f".another.partial-{dead_process()}"
+    mine = tmp_path / ".out.partial-mine"
+    with subprocess.Popen(["sleep", "60"]) as living:
+        alive = tmp_path / f".out.partial-{living.pid}"
+        for folder in (dead, other, mine, alive):
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(b"x")
+        convert(source, tmp_path / "out", "ours", say=lambda line: None)
+        living.kill()
+    assert {path.name for path in tmp_path.glob(".*")} == {other.name, mine.name, alive.name}
+
+
+def test_a_folder_that_another_machine_writes_to_is_left_alone(tmp_path):
+    """Its process has no number here; the lock of the folder is all that is seen of it."""
+    source = write_published(model_of(), tmp_path / "m")
+    held = tmp_path / f".out.partial-{dead_process()}"
+    held.mkdir()
+    lock = os.open(held, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    convert(source, tmp_path / "out", "ours", say=lambda line: None)
+    assert held.exists()
+    os.close(lock)
+    convert(source, tmp_path / "out", "ours", say=lambda line: None, overwrite=True)
+    assert not held.exists()
+
+
+def test_a_kill_while_the_target_is_replaced_loses_nothing(tmp_path):
+    source = write_published(model_of(), tmp_path / "m")
+    old = tmp_path / f".out.old-{dead_process()}"
+    old.mkdir()
+    (old / "precious").write_text("x")
+    with pytest.raises(FileExistsError):
+        convert(source, tmp_path / "out", "ours")
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+    assert not old.exists()
+
+
+def test_kill_minus_nine(tmp_path):
+    """A real one: the hidden folder is there afterwards, and gone after the next conversion."""
+    source = write_published(model_of(), tmp_path / "m")
+    code = (
+        "import os, sys; from dynamic_llava.checkpoints import convert;"
+        "convert._write_config = lambda *a: os.kill(os.getpid(), 9);"
+        "convert.convert(sys.argv[1], sys.argv[2], 'ours')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, source, tmp_path / "out"], capture_output=True)
+    assert done.returncode == -9
+    assert [path.name for path in tmp_path.glob(".out.partial-*")]
+    convert(source, tmp_path / "out", "ours", say=lambda line: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
 
 
 def test_no_room_on_the_disk_is_found_first(tmp_path, monkeypatch):

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
 
+from dynamic_llava.checkpoints.adapter_files import FULL_WEIGHTS, lora_weights
 from dynamic_llava.checkpoints.keys import PUBLISHED_TOWER, to_published
 from dynamic_llava.checkpoints.published_config import to_published_config
+from dynamic_llava.parameter_names import DECODER, TOWER
 
 from ..tiny import tiny_model
 
@@ -72,3 +75,50 @@ def write_state(state: dict[str, torch.Tensor], folder: Path, files: str) -> Non
             save_file(tensors, folder / file, metadata={"format": "pt"})
     if number > 1:
         (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def write_llama(model, folder: Path) -> Path:
+    """The decoder of `model` as a plain Llama without what makes a LLaVA of it, as Vicuna is."""
+    llama = LlamaForCausalLM(model.config.text_config)
+    state = {key.replace(DECODER, "model."): value for key, value in model.state_dict().items()}
+    llama.load_state_dict({key: state[key] for key in llama.state_dict()})
+    llama.save_pretrained(folder)
+    return folder
+
+
+def write_llava_lora(adapted, folder: Path, base: Path, file: str = "adapter_model.bin", prefix: str = "") -> Path:
+    """A `PeftModel` as LLaVA's own training saves it: LoRA of the decoder, projector and predictors in full.
+
+    Args:
+        base: the base that it names.
+        file: of its LoRA weights.
+        prefix: in front of the names in `non_lora_trainables.bin`, as that of peft is.
+    """
+    model = adapted.get_base_model()
+    folder.mkdir(parents=True)
+    values = {**to_published_config(model.config), "mm_vision_tower": str(base.parent / "clip")}
+    values.pop("dynamic_llava")
+    (folder / "config.json").write_text(json.dumps(values))
+    names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    settings = {"base_model_name_or_path": str(base), "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+    settings |= {"r": 4, "lora_alpha": 8, "target_modules": names}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    weights = {key: value.clone().contiguous() for key, value in lora_weights(adapted).items()}
+    lora = {f"base_model.model.{to_published(key, 2)}": value for key, value in weights.items() if ".lora_" in key}
+    full = {key: value for key, value in weights.items() if ".lora_" not in key}
+    full |= {key: value for key, value in model.state_dict().items() if "multi_modal_projector" in key}
+    torch.save({f"{prefix}{to_published(key, 2)}": value for key, value in full.items()}, folder / FULL_WEIGHTS)
+    if file.endswith(".bin"):
+        torch.save(lora, folder / file)
+    else:
+        save_file(lora, folder / file)
+    return folder
+
+
+def write_tower(model, folder: Path) -> Path:
+    """The tower of `model` as a CLIP vision model of its own."""
+    state = {key.removeprefix(TOWER): value for key, value in model.state_dict().items() if key.startswith(TOWER)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.vision_config.to_dict()))
+    save_file({f"vision_model.{key}": value for key, value in state.items()}, folder / "model.safetensors")
+    return folder
