@@ -28,22 +28,30 @@ HUGGING_FACE = ("ours", "stock")
 def write_layouts(root: Path) -> dict[str, Path]:
     """A folder of each layout below `root`, with a tokenizer."""
     folders = {layout: root / layout for layout in LAYOUTS}
-    tiny_model().save_pretrained(folders["ours"])
-    stock_model(tiny_model()).save_pretrained(folders["stock"])
-    write_published(model_of(), folders["published"])
-    write_published(model_of(), folders["shards"], "model.safetensors:3")
-    write_published(model_of(), folders["bin"], "pytorch_model.bin:2")
-    write_published(model_of(), folders["separate"], tower="separate")
+    model, published = _without_equal_weights(tiny_model()), _without_equal_weights(model_of())
+    model.save_pretrained(folders["ours"])
+    stock_model(model).save_pretrained(folders["stock"])
+    write_published(published, folders["published"])
+    write_published(published, folders["shards"], "model.safetensors:3")
+    write_published(published, folders["bin"], "pytorch_model.bin:2")
+    write_published(published, folders["separate"], tower="separate")
     for folder in folders.values():
         folder.mkdir(exist_ok=True)
         for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
             shutil.copyfile(ASSET / name, folder / name)
-    model = tiny_model()
     model.save_pretrained(folders["lora"] / "base")
     # The folder is copied for each case: its base is found below wherever it is.
     model.name_or_path = "base"
     save_adapter(trained_adapter(model), folders["lora"])
     return folders
+
+
+def _without_equal_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` with noise on its norms and biases, which are all ones and zeros otherwise."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return model
 
 
 def loaded_state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -58,7 +66,9 @@ def stored_names(folder: Path) -> dict[str, str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    return sorted(path for pattern in ("*.safetensors", "*.bin", "clip/*.safetensors") for path in folder.glob(pattern))
+    """The weight files that count: safetensors before pickles."""
+    plain = list(folder.glob("*.safetensors"))
+    return sorted([*(plain or folder.glob("*.bin")), *folder.glob("clip/*.safetensors")])
 
 
 def stored_state(folder: Path) -> dict[str, Tensor] | None:

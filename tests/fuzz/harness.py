@@ -65,6 +65,7 @@ class Case:
         output: where the product may write.
         notes: what was damaged, for the report.
         warnings: what the product logged.
+        refused: whether the product said no.
     """
 
     def __init__(self, seed: int, root: Path) -> None:
@@ -75,6 +76,7 @@ class Case:
         self.work.mkdir()
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.refused = False
 
     def note(self, *what: Any) -> None:
         self.notes.append(" ".join(map(_short, what)))
@@ -90,8 +92,12 @@ class Case:
         except Exception as error:
             if not is_refusal(error):
                 raise
-            self.note("refused:", f"{type(error).__name__}: {error}")
+            self.refuse(error)
             return None
+
+    def refuse(self, error: Exception) -> None:
+        self.refused = True
+        self.note("refused:", f"{type(error).__name__}: {error}")
 
     def command(self, main: Callable[[list[str]], int], *arguments: Any) -> tuple[int, str]:
         """Exit status and stdout of a command that ended as it should; `Fault` otherwise."""
@@ -111,6 +117,7 @@ class Case:
             raise Fault("nothing said", main.__module__)
         if status and said and RAW.match(said[-1]):
             raise Fault("unclear", f"{main.__module__}: {_short(said[-1])}", text)
+        self.refused |= status != 0
         self.note("status", status, *said[-1:])
         return status, out.getvalue()
 
@@ -137,6 +144,7 @@ def is_refusal(error: BaseException) -> bool:
 def run_cases(target: str, default: int, one: Callable[[Case], None], folder: Path) -> None:
     """Run `one` on the cases of a target; an AssertionError lists the faults, each once, with a seed that shows it."""
     found: dict[str, list[tuple[int, str]]] = {}
+    refused = 0
     seeds = _seeds(default)
     print(f"{target}: seeds {seeds.start} to {seeds.stop - 1}")
     for seed in seeds:
@@ -151,9 +159,11 @@ def run_cases(target: str, default: int, one: Callable[[Case], None], folder: Pa
         except Hang as error:
             found.setdefault(f"hang at {_place(error)}", []).append((seed, _report(case, error)))
         finally:
+            refused += case.refused
             if ONE:
                 print(_report(case, None))
             shutil.rmtree(root, ignore_errors=True)
+    print(f"{target}: {refused} of {len(seeds)} inputs refused")
     lines = [f"{key}: {len(hits)} cases, such as {hits[0][0]}: {hits[0][1]}" for key, hits in sorted(found.items())]
     assert not found, f"{target}: {len(found)} faults in {len(seeds)} cases\n" + "\n".join(lines)
 

@@ -91,6 +91,7 @@ def _call(case: Case, model: Any, stock: Any, batch: dict[str, Any], run: Callab
         found = run(model, kwargs)
     except Exception as error:
         if is_refusal(error):
+            case.refuse(error)
             case.check(meaning != SAME, "a spelling is refused", name, str(error))
             return
         if name not in OURS and _fails_so(stock, kwargs, run, error):
