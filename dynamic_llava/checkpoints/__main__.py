@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("target", metavar="DST", type=Path, help="new folder")
     other.add_argument("--to", required=True, choices=LAYOUTS)
     other.add_argument("--vision-tower", **tower)
+    other.add_argument("--base", metavar="MODEL", type=text, help="of a LoRA folder (default: the one it names)")
     gigabytes = real(above=0, most=MOST_GIGABYTES)
     other.add_argument("--max-shard-gb", type=gigabytes, default=2.0, metavar="GB", help="(default: 2)")
     other.add_argument("--overwrite", action="store_true", help="replace DST")
@@ -79,6 +80,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         vision_tower=arguments.vision_tower,
         max_shard_bytes=int(arguments.max_shard_gb * 2**30),
         overwrite=arguments.overwrite,
+        base=arguments.base,
     )
     print(f"wrote {arguments.target}")
 

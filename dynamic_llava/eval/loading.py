@@ -16,11 +16,13 @@ import dynamic_llava  # noqa: F401  registers the model with the Auto classes
 
 from ..checkpoints import load_checkpoint, load_processor
 from ..checkpoints.aspect_ratio import KEEP, PAD, SQUARE, aspect_ratio_of, check_aspect_ratio, with_aspect_ratio
+from ..checkpoints.opened import open_checkpoint
 from ..checkpoints.source import find_folder, is_adapter, read_config_file
 from ..configuration_dynamic_llava import check_keep_rate
 from ..efficiency.machine import checked_device
 from ..model_kinds import is_published
 from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
+from ..weight_files import check_finite
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -181,7 +183,11 @@ def _load_whole(path: str, folder: Path, dtype: str | torch.dtype) -> PreTrained
                 "python -m dynamic_llava.checkpoints convert SRC DST --to llava-hf."
             )
         return load_checkpoint(path, dtype=None if dtype == "auto" else dtype)
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    # Stock LLaVA would make new what is missing, and read what is not finite.
+    open_checkpoint(path).close()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    check_finite(path, model.named_parameters())
+    return model
 
 
 def parse_dtype(dtype: str) -> str | torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import shutil
 
@@ -232,7 +233,7 @@ def test_a_processor_of_an_old_version_takes_the_towers_values(written, tmp_path
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"]
 )
-@pytest.mark.parametrize("content", ["", "null", "[1]", '{"a": [', "{" * 100_000, "folder"])
+@pytest.mark.parametrize("content", ["", "null", "[1]", '{"a": [', "{" * 100_000, "folder", "fifo"])
 @pytest.mark.parametrize("published", [False, True])
 def test_damaged_tokenizers_and_processors(written, tmp_path, name, content, published):
     folder = copy(written, "tiny", tmp_path)
@@ -242,6 +243,8 @@ def test_damaged_tokenizers_and_processors(written, tmp_path, name, content, pub
     (folder / name).unlink(missing_ok=True)
     if content == "folder":
         (folder / name).mkdir()
+    elif content == "fifo":
+        os.mkfifo(folder / name)
     else:
         (folder / name).write_text(content)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):

@@ -242,6 +242,9 @@ def test_arguments_without_effect_are_refused(written, tmp_path):
     assert loaded.dtype == torch.float32
     assert load_checkpoint(lora, dtype=torch.bfloat16).dtype == torch.bfloat16
     assert load_checkpoint(lora, sparsity={"image_keep_rate": 0.9}).config.sparsity.predictor_dim == 32
+    for folder in (lora, written / "base"):
+        with pytest.raises(ValueError, match="output_loading_info"):
+            load_checkpoint(folder, output_loading_info=True)
     with pytest.raises(TypeError, match="device"):
         load_checkpoint(written / "base", device="cpu")
     assert json.loads((lora / "config.json").read_text())["sparsity"]["image_keep_rate"] == 0.4
