@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.modeling_utils import set_zero3_state
 from transformers.utils import logging
 
 from .config_checks import config_errors
@@ -29,7 +30,9 @@ def model_weights(name: str, cls: type, config) -> dict[str, Tensor]:
     Raises:
         ValueError: the configuration of `name` describes no model.
     """
-    with config_errors(f"{name}: config.json"), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    quiet = torch.random.fork_rng(devices=[])
+    # ZeRO-3 would shard the tower, which has no data here.
+    with config_errors(f"{name}: config.json"), quiet, torch.device("meta"), set_zero3_state():
         weights = cls(config).state_dict()
     if config.tie_word_embeddings:
         weights.pop(HEAD, None)

@@ -165,9 +165,7 @@ def load_whole(
     if vision_tower is not None:
         raise ValueError(OWN_TOWER.format(name=name, tower=vision_tower))
     if kwargs.pop("output_loading_info", False):
-        raise ValueError(
-            "output_loading_info is for from_pretrained of the model's class; leave it out."
-        )
+        raise ValueError("output_loading_info is for from_pretrained of the model's class; leave it out.")
     model = DynamicLlavaForConditionalGeneration.from_pretrained(folder, **kwargs)
     # Adapters of it name their base by what was asked for, not by where it was downloaded to.
     model.name_or_path = str(name)
