@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import StoppingCriteriaList
 
+from ..data.opening import for_processor
 from ..decisions import PREDICTOR
 from .answers import Answer
 from .costs import RequestRecord, Stopwatch
@@ -151,11 +152,12 @@ class DynamicLlava(lmms):
         )
 
     def _opened(self, task: str, split: str, doc_id: int, doc_to_visual: Callable) -> tuple[Any, list[Image.Image]]:
-        """A document and its pictures, decoded; `ValueError` names the document where that cannot be."""
+        """A document and its pictures, as the processor takes them; `ValueError` names the document where that cannot
+        be."""
         try:
             doc = self.task_dict[task][split][doc_id]
-            return doc, [picture.convert("RGB") for picture in doc_to_visual(doc) or []]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return doc, for_processor(doc_to_visual(doc) or [], self.loaded.processor.image_processor)
+        except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"The picture of document {doc_id} of {task} cannot be read ({error}); replace or remove it."
             ) from error

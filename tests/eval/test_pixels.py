@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 from dynamic_llava.checkpoints import load_processor
 from dynamic_llava.data import open_dataset
 from dynamic_llava.data.opening import open_picture
-from dynamic_llava.eval import report
+from dynamic_llava.eval import report_rows as report
 from dynamic_llava.eval.conversations import data_root_at
 from dynamic_llava.eval.lmms_model import DynamicLlava
 from dynamic_llava.eval.loading import SparsitySettings, load_model
@@ -135,6 +135,21 @@ def test_evaluation_scoring_and_drawing_see_what_training_saw(which, root, in_tr
         view = view_patches(loaded, open_picture(root / "wide.png"), QUESTION, "", 0, ("predictor",))
         seen = seen_picture(in_training["wide.png"], loaded.processor.image_processor)
         assert np.array_equal(np.asarray(view.picture), np.asarray(seen))
+
+
+def test_pictures_of_lmms_evals_own_documents_are_opened_alike(trained, root, in_training, tmp_path):
+    """They come opened, with what their files say of turns, and are refused before they are decoded."""
+    lm = DynamicLlava(load_model(trained, device="cpu"))
+    lm.task_dict["task"] = {"test": list(PICTURES)}
+    for number, name in enumerate(PICTURES):
+        _, pictures = lm._opened("task", "test", number, lambda name: [Image.open(root / name)])
+        pixels = encode_prompts(lm.loaded.processor, [QUESTION], [pictures])["pixel_values"]
+        assert torch.equal(pixels[0], in_training[name]), name
+    for visual in (Image.new("1", (1, 20000)), "a video.mp4"):
+        with pytest.raises(
+            ValueError, match=r"document 1 of task cannot be read \((it is 1 x 20000|a picture is a str)"
+        ):
+            lm._opened("task", "test", 1, lambda name, visual=visual: [visual])
 
 
 def test_prepared_documents_are_opened_alike(root, in_training):

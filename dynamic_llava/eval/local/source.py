@@ -9,13 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from ...data.opening import opened
 from ...files import inside, parse_json, read_json, read_text, regular_file
 from ...packages import require_package
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # A picture in base64 has a few of them.
 LARGEST_CELL = 64 * 2**20
 
@@ -121,11 +119,8 @@ class Source:
     def unpack(self, name: str, content: bytes, where: str) -> Path:
         """Write the bytes of a picture as `name` below `images`; `ValueError` where they are none, or the name is."""
         path = inside(self.images, name, where)
-        try:
-            with Image.open(BytesIO(content), formats=PICTURE_FORMATS):
-                pass
-        except Exception as error:  # Pillow's readers raise whatever a broken header makes them.
-            raise ValueError(f"{where} holds no picture that can be read ({error}); download it again.") from error
+        with opened(BytesIO(content), f"of {where}"):
+            pass
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not through a link that happens to lie there.
         path.unlink(missing_ok=True)
