@@ -13,6 +13,8 @@ def from_hugging_face(key: str) -> str:
     """Our name of a parameter in `saved` or `llava-hf` names, old or new."""
     for theirs, own in (
         ("language_model.model.", DECODER),
+        # As transformers writes a state dict that it is given, with ZeRO-3.
+        ("model.language_model.model.", DECODER),
         ("language_model.lm_head.", "lm_head."),
         ("language_model.", DECODER),
         ("vision_tower.vision_model.", TOWER),
