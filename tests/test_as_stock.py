@@ -1,4 +1,4 @@
-"""What works with stock LLaVA works here, or is refused in one line: modes of autograd, compilation, export, loading."""
+"""What works with stock LLaVA works here, or is refused in one line: autograd modes, compilation, export, loading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 from transformers import AutoModel, CompileConfig
 
 from dynamic_llava import DynamicLlavaModel, SparseCache
@@ -85,28 +84,36 @@ def compiled_forward(model, backend):
     return model
 
 
-@pytest.mark.parametrize("arguments", [{}, {"cache_implementation": "static"}])
-@pytest.mark.parametrize("how", [compiled_forward, torch.compile])
+@pytest.mark.parametrize(
+    ("how", "arguments"),
+    [
+        (compiled_forward, {"cache_implementation": "static"}),
+        (torch.compile, {"cache_implementation": "static"}),
+        (torch.compile, {}),
+    ],
+)
 def test_compiled_models_generate_the_same(model, how, arguments):
     torch._dynamo.reset()
-    batch, arguments = (
-        batch_of(*mixed_prompts(), "left"),
-        {**GREEDY, "max_new_tokens": 4, "min_new_tokens": 4, **arguments},
-    )
-    expected = model.generate(**batch, **arguments)
-    assert torch.equal(how(tiny_model(), backend="eager").generate(**batch, **arguments), expected)
+    arguments = {**batch_of(*mixed_prompts(), "left"), **GREEDY, "max_new_tokens": 3, "min_new_tokens": 3, **arguments}
+    expected = model.generate(**arguments)
+    assert torch.equal(how(tiny_model(), backend="eager").generate(**arguments), expected)
 
 
 def test_compiled_steps_of_generate_are_one_graph(model):
     torch._dynamo.reset()
-    counter = CompileCounter()
-    config = CompileConfig(backend=counter, fullgraph=True, mode=None)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    config = CompileConfig(backend=backend, fullgraph=True, mode=None)
     # Compiles on a CPU too.
     config._compile_all_devices = True
     batch = batch_of(*mixed_prompts(), "left")
     found = tiny_model().generate(**batch, **GREEDY, cache_implementation="static", compile_config=config)
     assert torch.equal(found, model.generate(**batch, **GREEDY))
-    assert counter.frame_count == 1
+    assert len(graphs) == 1
 
 
 def one_picture() -> dict:
