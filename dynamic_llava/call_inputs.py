@@ -48,10 +48,10 @@ def count_generated(num_generated: int | None, length: int, cache: SparseCache |
         raise ValueError(
             f"num_generated counts the last tokens of the call, of which there are {length}; got {num_generated!r}."
         )
-    if num_generated > 1 and cache is not None:
+    if num_generated and length > 1 and cache is not None:
         raise ValueError(
-            f"{num_generated} generated tokens in one call on a cache: each is judged before the next is fed. Feed "
-            "them one by one, or leave the cache out; num_generated=0 stores them all, as a prompt."
+            f"{num_generated} generated of {length} tokens in one call on a cache: each is judged before the next is "
+            "fed. Feed them one by one, or leave the cache out; num_generated=0 stores them all, as a prompt."
         )
     return num_generated
 
@@ -92,8 +92,13 @@ def check_labels(labels: Tensor | None, output_mask: Tensor | None, cache: Cache
 
 def check_mask(name: str, mask: Tensor) -> None:
     """`ValueError` unless `mask` holds 0 and 1 alone."""
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        wrong = mask[(mask != 0) & (mask != 1)].flatten()[0].item()
+    if mask.dtype == torch.bool:
+        return
+    right = (mask == 0) | (mask == 1)
+    if torch.compiler.is_exporting():
+        torch._assert_async(right.all(), f"{name} must hold 0 and 1 alone.")
+    elif not bool(right.all()):
+        wrong = mask[~right][0].item()
         raise ValueError(f"{name} holds {wrong}; write 1 at tokens that count and 0 at those that do not.")
 
 

@@ -90,7 +90,8 @@ def _check_loaded(name: str, model, info: dict) -> list[str]:
     """The predictors that are new; `ValueError` where other weights are, or where one is no finite number."""
     new = check_keys(name, model.state_dict(), info["missing_keys"], info["unexpected_keys"])
     check_finite(name, model.named_parameters())
-    unset_idle(model.generation_config)
+    if model.can_generate():
+        unset_idle(model.generation_config)
     return new
 
 

@@ -218,7 +218,8 @@ class DynamicLlamaModel(LlamaModel):
         packed = gather_kept(hidden, index)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
         # In scoring dropped tokens that are asked stay as queries that no other token sees.
-        hiding = dropped is not None and spans.asked is not None and bool(dropped.any())
+        hiding = dropped is not None and spans.asked is not None
+        hiding = hiding and (torch.compiler.is_exporting() or bool(dropped.any()))
         visible, causal_over = None, None if started or hiding else valid
         if cache is not None:
             present = attention_mask if started else None
@@ -262,7 +263,7 @@ def _chosen_from(decision: Decision, spans: TokenSpans) -> Tensor:
     if decision.instruct_keep_mask is not None:
         # The user's turn is told by the marker behind it.
         return torch.ones_like(spans.present)
-    return spans.image
+    return torch.zeros_like(spans.present) if spans.image is None else spans.image
 
 
 def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:

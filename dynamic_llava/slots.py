@@ -67,8 +67,8 @@ class SlotTable:
 
     @persistent
     def _start(self, batch_size: int, device: torch.device) -> None:
-        self.cursor = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.capacity = self.fixed_size or 0
+        self.cursor = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.valid = torch.zeros(batch_size, self.capacity, dtype=torch.bool, device=device)
         self.column = torch.zeros(batch_size, self.capacity, dtype=torch.long, device=device)
         self.kinds = torch.zeros(batch_size, self.capacity, dtype=torch.uint8, device=device)
@@ -180,35 +180,32 @@ class SlotTable:
             return
         if steering is None and self.steering_log is None:
             return
-        if self.steering_log is None:
-            self.steering_log = self.steering[:, None][:, :0]
+        log = self.steering[:, None][:, :0] if self.steering_log is None else self.steering_log
         if steering is not None:
             self.steering = steering.detach()
-        self.steering_log = widen(self.steering_log, seen + number, self.block_size)
+        self.steering_log = widen(log, seen + number, self.block_size)
         self.steering_log[:, seen : seen + number] = self.steering[:, None]
+
+    def _used(self) -> Tensor:
+        """`(B, capacity)` bool: slots that hold a token."""
+        return self.valid & (torch.arange(self.capacity, device=self.cursor.device) < self.cursor[:, None])
 
     def kept_lengths(self) -> Tensor:
         """`(B,)` long: stored tokens of each row, padding not counted."""
-        if self.cursor is None:
-            return torch.zeros(0, dtype=torch.long)
-        slots = torch.arange(self.capacity, device=self.cursor.device)
-        return (self.valid & (slots < self.cursor[:, None])).sum(dim=-1)
+        return torch.zeros(0, dtype=torch.long) if self.cursor is None else self._used().sum(dim=-1)
 
     def stored(self, columns: int) -> Tensor:
-        """`(B, columns)` bool: which of the tokens seen each row has stored."""
-        slots = torch.arange(self.capacity, device=self.cursor.device)
-        used = self.valid & (slots < self.cursor[:, None])
-        # Slots not in use, and later columns, count for a column of their own, which is cut off.
-        column = torch.where(used, self.column.clamp(max=columns), columns)
-        found = torch.zeros(len(used), columns + 1, dtype=torch.bool, device=used.device)
-        return found.scatter_(1, column, True)[:, :columns]
+        """`(B, columns)` bool: which of the first `columns` tokens seen each row has stored."""
+        used = self._used()
+        # Other slots count for a column of their own, which is cut off.
+        column = torch.where(used, self.column, columns).clamp(max=columns)
+        return used.new_zeros(len(used), columns + 1).scatter_(1, column, True)[:, :columns]
 
     @persistent
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the table by `function` of them (reorder, repeat, select)."""
         for name in ("cursor", "valid", "column", "kinds", "steering", "steering_log"):
-            tensor = getattr(self, name)
-            if tensor is not None:
+            if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, function(tensor))
         self.drops = [(start, function(end)) for start, end in self.drops]
 
@@ -223,9 +220,8 @@ class SlotTable:
         for start, end in self.drops:
             if start < length < (behind := int(end.max())):
                 raise ValueError(
-                    f"crop to {length} tokens reaches into a prompt whose image tokens were dropped: the choice among "
-                    f"tokens {start} to {behind - 1} would have been another one. Crop to {start} tokens, to {behind} "
-                    "or more, or reset the cache and feed the shorter prompt."
+                    f"crop to {length} tokens reaches into a prompt whose image tokens were dropped, by a choice among "
+                    f"tokens {start} to {behind - 1}; crop to {start} tokens, or to {behind} or more."
                 )
         self.drops = [(start, end) for start, end in self.drops if start < length]
         stored = torch.arange(self.capacity, device=self.cursor.device) < self.cursor[:, None]
@@ -247,8 +243,7 @@ class SlotTable:
         grown = [growth for growth in self.growths if growth[0] < length]
         if grown and grown[-1][1] > length:
             # Of this call a part stays, which would have needed less.
-            start, _, _ = grown.pop()
-            before = stored & (self.column < start)
+            before = stored & (self.column < (start := grown.pop()[0]))
             needed = before.sum(dim=-1).max() + (stored & ~before).sum(dim=-1).max()
             capacity = -(-int(needed) // self.block_size) * self.block_size
             if capacity > (grown[-1][-1] if grown else 0):

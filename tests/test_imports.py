@@ -35,6 +35,7 @@ LAYERS = {
     "masked_kernels": 2,
     "attention": 2,
     "cache": 2,
+    "cache_layers": 1,
     "projector": 2,
     "options": 2,
     "decisions": 3,
