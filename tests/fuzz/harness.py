@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import io
 import linecache
-import logging
 import os
 import re
-import resource
 import shutil
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import dynamic_llava
 
-from .mutators import ESCAPE
+from .limits import OUTPUT, Fault, Hang, guarded
 
 CASES = os.environ.get("DYNAMIC_LLAVA_FUZZ")
 ONE = os.environ.get("DYNAMIC_LLAVA_FUZZ_CASE")
 PACKAGE = str(Path(dynamic_llava.__file__).parent)
-SECONDS = 30
-MEMORY = 2 << 30
 # Where no message says more than what Python says by itself.
 REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 RAW = re.compile(
@@ -40,19 +35,6 @@ RAW = re.compile(
     r".{0,30}not iterable|bad operand|embedded null|zip\(\)|.?\d+.?$|'\w+'$)"
 )
 STATUSES = (0, 1, 2)
-OUTPUT = "out"
-
-
-class Fault(Exception):
-    """The product did what it must not; `key` is the same for the same fault."""
-
-    def __init__(self, kind: str, place: str, text: str = "") -> None:
-        super().__init__(text)
-        self.key = f"{kind} at {place}"
-
-
-class Hang(BaseException):
-    """A case took longer than `SECONDS`."""
 
 
 class Case:
@@ -152,7 +134,7 @@ def run_cases(target: str, default: int, one: Callable[[Case], None], folder: Pa
         root.mkdir()
         case = Case(seed, root)
         try:
-            with _guarded(case):
+            with guarded(root, case.work, case.warnings):
                 one(case)
         except Exception as error:
             found.setdefault(_key(error), []).append((seed, _report(case, error)))
@@ -173,98 +155,6 @@ def _seeds(default: int) -> range:
         return range(int(ONE), int(ONE) + 1)
     first, _, last = (CASES or str(default)).rpartition(":")
     return range(int(first or 0), int(last))
-
-
-@contextmanager
-def watched(case: Case) -> Iterator[None]:
-    """Nothing below the folder of the case is written, changed or removed inside, but for its output."""
-    before = _tree(case.root)
-    yield
-    changed = sorted(dict(before ^ _tree(case.root)))
-    if changed:
-        raise Fault("wrote outside its output", ", ".join(changed[:3]))
-
-
-def _tree(root: Path) -> set[tuple[str, tuple]]:
-    found = set()
-    for folder, folders, files in os.walk(root):
-        if Path(folder) == root:
-            folders.remove(OUTPUT)
-        for name in (*folders, *files):
-            path = Path(folder, name)
-            state = path.lstat()
-            found.add(
-                (str(path.relative_to(root)), (state.st_mode, path.is_dir() or (state.st_size, state.st_mtime_ns)))
-            )
-    return found
-
-
-@contextmanager
-def _guarded(case: Case) -> Iterator[None]:
-    """Limits of time and memory, a working directory of its own, the environment as it was, warnings heard."""
-    environment, place = dict(os.environ), Path.cwd()
-    handler = _Hear(case.warnings)
-    loggers = [logging.getLogger(name) for name in ("dynamic_llava", "transformers")]
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    # Beyond what is mapped already; a little more than may be used, so that it is measured and not hit.
-    resource.setrlimit(resource.RLIMIT_AS, (_mapped() + MEMORY + (1 << 30), hard))
-    _forget_peak()
-    before = signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    for logger in loggers:
-        logger.addHandler(handler)
-    os.chdir(case.work)
-    try:
-        yield
-        executed = [name for name in ("executed", ESCAPE) if (case.root.parent / name).exists()]
-        executed += [str(path) for path in case.root.rglob("executed")]
-        if executed:
-            raise Fault("executed or escaped", str(executed))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        os.chdir(place)
-        os.environ.clear()
-        os.environ.update(environment)
-        for logger in loggers:
-            logger.removeHandler(handler)
-    peak = _peak()
-    if peak > MEMORY:
-        raise Fault(f"memory above {MEMORY >> 30} GiB", "case", f"{peak / 2**30:.1f} GiB")
-
-
-class _Hear(logging.Handler):
-    def __init__(self, heard: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.heard = heard
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(record.getMessage())
-
-
-def _ring(number: int, frame: Any) -> None:
-    raise Hang
-
-
-def _status_line(name: str) -> int:
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:")), 0)
-
-
-def _mapped() -> int:
-    return _status_line("VmSize")
-
-
-def _peak() -> int:
-    return _status_line("VmHWM")
-
-
-def _forget_peak() -> None:
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
 
 
 def _place(error: BaseException) -> str:

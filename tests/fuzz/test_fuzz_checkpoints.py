@@ -11,6 +11,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from dynamic_llava import DynamicLlavaConfig, DynamicLlavaForConditionalGeneration
+from dynamic_llava.chat_template import system_prompt_of, writes_space_behind_image
 from dynamic_llava.checkpoints import load_adapter, load_checkpoint, load_published
 from dynamic_llava.checkpoints.__main__ import main
 from dynamic_llava.checkpoints.load import load_processor
@@ -27,7 +28,8 @@ from .checkpoint_folders import (
     weight_files,
     write_layouts,
 )
-from .harness import Case, run_cases, watched
+from .harness import Case, run_cases
+from .limits import watched
 from .mutators import anything, at, damage_file, mutate_bytes, mutate_value, write_json
 
 # What loading rewrites by itself.
@@ -51,7 +53,7 @@ def test_checkpoints(layouts, tmp_path):
             _name_the_base(folder)
         case.note(layout)
         must_refuse, changed = _damage(case, layout, folder)
-        with watched(case):
+        with watched(case.root):
             model = _use(case, layout, folder)
         if model is not None:
             _check(case, layout, folder, model, names.get(layout, {}), must_refuse, changed)
@@ -80,15 +82,12 @@ def _damage(case: Case, layout: str, folder: Path) -> tuple[bool, tuple[tuple, A
     if kind == "state":
         what, key = change_state(rng, rng.choice(weights))
         case.note("weights:", what, key)
-        whole_predictor_gone = False
-        return what not in ("cast",) and not whole_predictor_gone, None
-    if kind == "header":
-        path = rng.choice([path for path in weights if path.suffix == ".safetensors"] or [None])
-        if path is not None:
-            change_header(rng, path, mutate_value)
-            case.note("header of", path.name)
-        return path is None, None
-    if kind == "bytes":
+        return what != "cast", None
+    if kind == "header" and weights[0].suffix == ".safetensors":
+        path = rng.choice(weights)
+        change_header(rng, path, mutate_value)
+        case.note("header of", path.name)
+    elif kind in ("bytes", "header"):
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         case.note(damage_file(rng, rng.choice(files + weights * 2)))
     elif kind == "trap":
@@ -135,8 +134,9 @@ def _use(case: Case, layout: str, folder: Path) -> torch.nn.Module | None:
 
 
 def _ask(processor: Any) -> None:
-    turns = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
-    processor.apply_chat_template(turns, add_generation_prompt=True)
+    """What is asked of a processor here; its own methods are transformers'."""
+    system_prompt_of(processor)
+    writes_space_behind_image(processor)
 
 
 def _as_stock(case: Case, ours: Any, stock: Any, folder: Path) -> Any:

@@ -22,7 +22,8 @@ from dynamic_llava.train.config import known_keys, read_values, resolve
 from dynamic_llava.train.tiny_base.config import load_config as load_tiny_base
 
 from ..tiny import tiny_config
-from .harness import Case, run_cases, watched
+from .harness import Case, run_cases
+from .limits import watched
 from .mutators import anything, at, damage_file, mutate_value, places, write_json, write_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,7 @@ def _overrides(case: Case) -> list[str]:
 def _resolve(case: Case, shapes: Path) -> None:
     """What is accepted has the values that were given."""
     path, overrides = _file(case, _values(case, shapes)), _overrides(case)
-    with watched(case):
+    with watched(case.root):
         given = case.call(read_values, path, overrides)
         config = None if given is None else case.call(resolve, given[0], str(path), given[1])
     if config is None:
@@ -150,7 +151,7 @@ def _same(given: Any, found: Any) -> bool:
 def _dry_run(case: Case, shapes: Path) -> None:
     path, overrides = _file(case, _values(case, shapes)), _overrides(case)
     more = case.random.choice([(), (), ("--ranks", case.random.choice(NUMBERS)), ("--launcher", "")])
-    with watched(case):
+    with watched(case.root):
         case.command(train, "--config", path, "--dry-run", *more, *overrides)
     case.check(not list(case.output.iterdir()), "a dry run wrote", list(case.output.iterdir()))
 
@@ -204,7 +205,7 @@ def _efficiency(case: Case) -> None:
     if command == "measure":
         # Whatever else is right, this is not: nothing is measured.
         words += ["--output-lengths", "0"]
-    with watched(case):
+    with watched(case.root):
         status, text = case.command(efficiency, *words, *(["--json"] if command == "flops" else []))
     case.check(command == "flops" or status != 0, "measured nothing")
     if status == 0:
@@ -218,7 +219,7 @@ def _tiny_base(case: Case) -> None:
     values, place = mutate_value(case.random, yaml.safe_load((ROOT / "configs/train/tiny_base.yaml").read_text()))
     case.note(place, _at(values, place))
     path = _file(case, values)
-    with watched(case):
+    with watched(case.root):
         case.call(load_tiny_base, path)
 
 
@@ -230,5 +231,5 @@ def _draw(case: Case) -> None:
         value = rng.choice([value for value in NUMBERS if value not in ("1e9",)])
         words += [rng.choice(flags), value]
     output = rng.choice([case.output / "d"] * 3 + ["", "a\0b", "/dev/null/x", "/proc/x"])
-    with watched(case):
+    with watched(case.root):
         case.command(draw_shapes, *words, "--output", output)

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -19,8 +20,9 @@ from dynamic_llava.data.__main__ import main
 
 from ..data_pipeline.conftest import ASSET, talk
 from ..data_pipeline.test_sources import add
-from .harness import Case, run_cases, watched
-from .mutators import ESCAPE, damage_file, mutate_bytes, mutate_value, write_json, write_yaml
+from .harness import Case, run_cases
+from .limits import watched
+from .mutators import ESCAPE, damage_file, mutate_value, write_json, write_yaml
 
 ROWS = [
     {"id": "one", "image": "a.png", "conversations": talk("<image>\nWhat is it?", "red")},
@@ -72,7 +74,7 @@ def test_data(pictures, processor, good, tmp_path, monkeypatch):
         if case.random.random() < 0.4:
             touched = {_damage_picture(case, folder)}
         path, rows = _write(case, kind, rows, folder)
-        with watched(case):
+        with watched(case.root):
             if case.random.random() < 0.3:
                 _check_command(case, path, folder, processor)
             else:
@@ -102,12 +104,7 @@ def _write(case: Case, kind: str, rows: Any, folder: Path) -> tuple[Path, list[A
     elif kind == "tar":
         _write_tar(case, path, several, folder)
     else:
-        try:
-            datasets.Dataset.from_list(
-                [row if isinstance(row, dict) else {"id": str(row)} for row in several]
-            ).to_parquet(path)
-        except Exception:
-            path.write_bytes(mutate_bytes(rng, b"PAR1" * 20))
+        _write_table(case, path, several)
     if rng.random() < 0.25:
         case.note(damage_file(rng, path))
     try:
@@ -118,6 +115,22 @@ def _write(case: Case, kind: str, rows: Any, folder: Path) -> tuple[Path, list[A
     except (ValueError, RecursionError, OSError):
         known = None
     return path, known if isinstance(known, list) else None
+
+
+def _write_table(case: Case, path: Path, rows: list[Any]) -> None:
+    """The rows as columns, of other types where a row has them."""
+    rows = [row if isinstance(row, dict) else {"id": str(row)} for row in rows]
+    columns = {}
+    for name in ("id", "image", "conversations"):
+        values = [row.get(name) for row in rows]
+        several = [value if isinstance(value, list) else value and [value] for value in values]
+        for column in (several if name == "image" else values, several, list(map(repr, values))):
+            try:
+                columns[name] = pyarrow.array(column)
+                break
+            except (pyarrow.ArrowException, UnicodeError, OverflowError):
+                continue
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
 def _write_tar(case: Case, path: Path, rows: list[Any], folder: Path) -> None:

@@ -21,7 +21,8 @@ from dynamic_llava.eval.responses import ResponseStore
 from ..eval.downloads import build_all, cvbench_parquet
 from ..eval.generation_data import write_downloads
 from ..eval.test_compare import results
-from .harness import Case, run_cases, watched
+from .harness import Case, run_cases
+from .limits import watched
 from .mutators import anything, damage_file, mutate_value, write_json, write_yaml
 
 METRICS = {"gqa": {"exact_match": 0.61, "exact_match_stderr": 0.1}, "mme": {"mme_perception_score": 1510.0}}
@@ -127,7 +128,7 @@ def _prepare(case: Case, downloads: Path, prepared: dict[str, list[str]]) -> Non
         case.note(damage_file(rng, rng.choice(files)))
         changed = 10**9
     every = rng.random() < 0.2
-    with watched(case):
+    with watched(case.root):
         status, said = case.command(
             prepare, *(() if every else (f"stock:{task}",)), "--source", folder.parent, "--output", case.output
         )
@@ -145,7 +146,7 @@ def _generation(case: Case, generation: Path) -> None:
     folder = case.copy(generation, "downloads")
     _damage_text(case, folder / case.random.choice(["lvis.json", "sharegpt4v.json"]))
     words = ("--lvis", folder / "lvis.json", "--sharegpt4v", folder / "sharegpt4v.json", "--allow-fewer")
-    with watched(case):
+    with watched(case.root):
         case.command(build_benchmarks, *words, "--image-folder", folder, "--output", case.output)
 
 
@@ -155,7 +156,7 @@ def _conversations(case: Case, generation: Path) -> None:
     rows = json.loads((folder / "lvis.json").read_text())[1:5]
     (folder / "test_vqa.json").write_text(json.dumps(rows))
     _damage_text(case, folder / "test_vqa.json")
-    with watched(case):
+    with watched(case.root):
         found = case.call(read_conversations, folder, "shapes_vqa")
     for document in found or ():
         texts = [*document["questions"], *document["answers"]]
@@ -172,7 +173,7 @@ def _documents(case: Case, downloads: Path) -> None:
     path = case.root / "gqa.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _damage_text(case, path)
-    with watched(case):
+    with watched(case.root):
         found = case.call(documents.read_documents, path, ("id", "question", "answer", "image"))
         if found is not None and rng.random() < 0.5:
             table = case.call(documents.image_dataset, found)
@@ -193,7 +194,7 @@ def _compare(case: Case) -> None:
     if rng.random() < 0.25:
         case.note(damage_file(rng, path))
     more = rng.choice([(), (), ("--tolerance", rng.choice(["nan", "inf", "-1", "x", "1e999", "0"]))])
-    with watched(case):
+    with watched(case.root):
         status, _ = case.command(main, "compare", *runs, "--output", case.output, *more)
     case.check((case.output / "compare.md").is_file() == (status == 0), "status", status)
 
@@ -257,7 +258,7 @@ def _options(case: Case) -> None:
             rng.choice(flags),
             rng.choice(["0", "-1", "nan", "inf", "1e9", "", "x", "a\0b", "9" * 30, "0.5", " ", "é"]),
         ]
-    with watched(case):
+    with watched(case.root):
         model = ("--model", case.root / "nothing", "--output", case.output)
         status, _ = case.command(main, "--config", path, *model, *words)
     case.check(status != 0, "evaluated nothing")
