@@ -19,6 +19,8 @@ EPSILONS = ("rms_norm_eps", "layer_norm_eps")
 ACTIVATIONS = ("hidden_act", "projector_hidden_act")
 # More layers than any such model has; making the modules of a billion would not end.
 MOST_LAYERS = 1000
+# More than any of them; their products still fit the sizes of tensors.
+MOST_SIZE = 2**31 - 1
 
 
 @contextmanager
@@ -79,8 +81,8 @@ def _check_value(key: str, name: str, value: Any) -> None:
         raise ValueError(f"{key} must be a finite number, got {value!r}.")
     if value is None:
         return
-    if name in POSITIVE and not (type(value) is int and value > 0):
-        raise ValueError(f"{key} must be a whole number above 0, got {value!r}.")
+    if name in POSITIVE and not (type(value) is int and 0 < value <= MOST_SIZE):
+        raise ValueError(f"{key} must be a whole number from 1 to {MOST_SIZE}, got {value!r}.")
     if name in EPSILONS and not value > 0:
         raise ValueError(f"{key} must be above 0, got {value!r}.")
     if name == "num_hidden_layers" and value > MOST_LAYERS:

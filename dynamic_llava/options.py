@@ -68,7 +68,7 @@ class SparsityOptions:
         if image_selection is not None:
             check_image_selection(image_selection)
         for known, name in ((IMAGE_SELECTORS, image_selector), (OUTPUT_SELECTORS, output_selector)):
-            if name != PREDICTOR and name not in known:
+            if not isinstance(name, str) or (name != PREDICTOR and name not in known):
                 raise ValueError(f"Unknown selector {name!r}; use one of {', '.join([PREDICTOR, *sorted(known)])}.")
         options = cls(
             image_keep_rate=sparsity.image_keep_rate if image_keep_rate is None else float(image_keep_rate),

@@ -152,6 +152,8 @@ def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
         },
         "dynamic_llava": {
             "image_token_index": config.image_token_index,
+            # Where mm_vision_tower is a folder, it may lie elsewhere now.
+            "vision_config": config.vision_config.to_diff_dict(),
             "sparsity": {key: value for key, value in sparsity.items() if key not in SPARSITY_KEYS.values()},
         },
     }

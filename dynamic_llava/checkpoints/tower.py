@@ -21,16 +21,20 @@ CLIP_TYPES = ("clip_vision_model", "clip")
 
 
 def tower_config(source: CheckpointSource, vision_tower: str | Path | None) -> CLIPVisionConfig:
-    """The tower's configuration: from its folder or repository, or else from the shapes of its tensors."""
-    inside = has_tower(source)
+    """The tower's configuration: from its folder or repository, or what a conversion noted of it, or else from the
+    shapes of its tensors."""
+    noted = (source.config.get("dynamic_llava") or {}).get("vision_config")
     try:
         folder = tower_folder(source, vision_tower)
         values = read_model_file(folder)
     except FileNotFoundError:
-        if not inside or vision_tower is not None:
+        if not has_tower(source) or vision_tower is not None:
             raise
-        return _tower_from_shapes(source)
-    values = values.get("vision_config") or values
+        if not noted:
+            return _tower_from_shapes(source)
+        folder, values = source.folder, noted
+    if isinstance(values, dict):
+        values = values.get("vision_config") or values
     kind = values.get("model_type", CLIP_TYPES[0]) if isinstance(values, dict) else values
     if kind not in CLIP_TYPES:
         raise ValueError(f"The vision tower in {folder} is a {kind!r} model; LLaVA-1.5 has one of CLIP.")

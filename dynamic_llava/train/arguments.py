@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio
+from ..files import read_json_object
 from .bounds import check_bounds
 from .schedules import KEEP_RATE_SCHEDULES
 
@@ -146,7 +147,14 @@ class StageArguments(TrainingArguments):
                 )
             self.gradient_accumulation_steps = steps
         self._check_best()
+        if isinstance(self.deepspeed, str):
+            # transformers opens whatever is there, as it is.
+            read_json_object(self.deepspeed, "DeepSpeed file")
         super().__post_init__()
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "lr_scheduler_kwargs"):
+            value = getattr(self, name, None)
+            if not isinstance(value, dict | None):
+                raise ValueError(f"{name} must be an object such as {{a: 1}}, got {value!r}.")
         if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError("use_reentrant=true cannot carry the gates of dropped tokens; leave it out.")
         if self.keep_rate_schedule not in KEEP_RATE_SCHEDULES:

@@ -66,9 +66,11 @@ def test_ours_published_ours_is_bit_identical(tmp_path, kwargs):
 
 
 def test_published_ours_published_is_bit_identical(tmp_path):
-    first = write_published(model_of(), tmp_path / "first", "pytorch_model.bin:2", maskclip_model="x")
+    model = model_of()
+    first = write_published(model, tmp_path / "first", "pytorch_model.bin:2", maskclip_model="x")
     convert(first, tmp_path / "ours", "ours")
     convert(tmp_path / "ours", tmp_path / "second", "published")
+    assert_same(load_published(tmp_path / "second"), model)
     state = tensors_of(tmp_path / "second")
     stored = {k: v for file in first.glob("*.bin") for k, v in torch.load(file, weights_only=True).items()}
     assert state.keys() == stored.keys()

@@ -92,8 +92,8 @@ def image_dataset(documents: Sequence[dict[str, Any]]) -> datasets.Dataset:
     # From a list: the JSON reader of `datasets` would turn answers that look like dates into timestamps.
     try:
         table = datasets.Dataset.from_list(list(documents))
-    except (ValueError, TypeError) as error:
-        # Of pyarrow: a column holds text in one line and a list in another.
+    except (ValueError, TypeError, OverflowError) as error:
+        # Of pyarrow: a column holds text in one line and a list in another, or a number of more than 64 bits.
         raise ValueError(f"The documents do not fit into one table ({error}); prepare the file again.") from error
     several = any(isinstance(document[IMAGE_COLUMN], list) for document in documents)
     return table.cast_column(IMAGE_COLUMN, datasets.List(Picture()) if several else Picture())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -121,11 +120,13 @@ def _fits(key: str, kind: str, value: object) -> bool:
     """Whether `value` has the type `kind`; numbers also whether they are finite and not below what makes sense."""
     if kind in ("bool", "str"):
         return isinstance(value, _TYPES[kind])
-    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]) or not math.isfinite(value):
+    # NaN is not below anything.
+    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]) or not abs(value) < _MOST:
         return False
     return value > 0 or (value == 0 and key in _MAY_BE_ZERO)
 
 
 _STAGES = {stage.__name__: stage for stage in (VisionShape, TextShape, TowerStage, AlignStage, DecoderStage)}
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+_MOST = 2**63
 _MAY_BE_ZERO = ("seed", "extra_relation_questions", "position_questions", "description_share")
