@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dynamic_llava.errors import ExitStatus
 from dynamic_llava.train import stage, trainer
 from dynamic_llava.train.__main__ import main
 from dynamic_llava.train.checkpointing import (
@@ -84,8 +85,7 @@ def test_only_the_newest_stay_and_each_is_whole(straight):
 def test_a_run_that_stops_halfway_goes_on_bit_for_bit(shapes, straight, tmp_path, monkeypatch):  # noqa: F811
     run = tmp_path / "run"
     stop_in_step(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        main(arguments(shapes, run))
+    assert main(arguments(shapes, run)) == ExitStatus.INTERRUPTED
     monkeypatch.undo()
     assert newest_valid(run).name == "checkpoint-2"
     assert main(arguments(shapes, run)) == 0
