@@ -12,9 +12,10 @@ HEAD = "lm_head.weight"
 def from_hugging_face(key: str) -> str:
     """Our name of a parameter in `saved` or `llava-hf` names, old or new."""
     for theirs, own in (
-        ("language_model.model.", DECODER),
-        # As transformers writes a state dict that it is given, with ZeRO-3.
+        # Two that transformers reads as older names, and writes where ZeRO-3 has loaded the model.
+        ("language_model.model.model.", DECODER),
         ("model.language_model.model.", DECODER),
+        ("language_model.model.", DECODER),
         ("language_model.lm_head.", "lm_head."),
         ("language_model.", DECODER),
         ("vision_tower.vision_model.", TOWER),
