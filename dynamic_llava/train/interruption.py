@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from transformers import TrainerCallback
 
-from ..errors import ExitStatus
+from ..errors import ExitStatus, Interrupted
 
 
 class EvaluationStopped(Exception):
@@ -43,12 +43,10 @@ class StopOnSignal(TrainerCallback):
             self._before = {number: signal.signal(number, self._ask) for number in caught}
         return self
 
-    def __exit__(self, kind, *error) -> None:
+    def __exit__(self, *error) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if kind is SystemExit and self.asked and not self._begun:
-            print(f"Stopped by {self.asked.name} before the first step; there was nothing to save.")
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._begun = True
@@ -64,15 +62,13 @@ class StopOnSignal(TrainerCallback):
             raise EvaluationStopped
 
     def end(self) -> NoReturn:
-        """Leave the process with the status that the signal calls for."""
-        raise SystemExit(int(ExitStatus.INTERRUPTED if self.asked in self.BY_HAND else ExitStatus.DONE))
+        """Leave the process with the status that the signal calls for (`errors.ExitStatus`)."""
+        raise SystemExit(128 + self.asked if self.asked in self.BY_HAND else int(ExitStatus.DONE))
 
     def _ask(self, number: int, frame) -> None:
         again, self.asked = self.asked is not None, signal.Signals(number)
-        if not self._begun:
-            self.end()
-        if again and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if not self._begun or (again and number == signal.SIGINT):
+            raise Interrupted(number)
 
     def _asked_anywhere(self, args) -> bool:
         """All ranks stop after the same step, also where the signal has reached one of them."""
