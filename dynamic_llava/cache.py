@@ -6,6 +6,8 @@ kept: the next token then overwrites a dropped one. Nothing is concatenated, the
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
@@ -30,8 +32,12 @@ class SparseCache(Cache):
     """
 
     def __init__(self, config, block_size: int = 64, max_length: int | None = None, offload: bool = False) -> None:
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {max_length}.")
+        for name, value in (("block_size", block_size), ("max_length", max_length)):
+            whole = isinstance(value, Integral) and not isinstance(value, bool) and 0 < value < 2**63
+            if not whole and (value is not None or name == "block_size"):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if not isinstance(offload, bool):
+            raise ValueError(f"offload is True or False, got {offload!r}.")
         if offload and max_length is not None:
             raise ValueError(f"A SparseCache of fixed size (max_length={max_length}) is not offloaded; choose one.")
         if offload and not torch.cuda.is_available():
@@ -125,6 +131,8 @@ class SparseCache(Cache):
             self.reorder_cache(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        if not isinstance(indices, Tensor) or indices.is_floating_point():
+            raise ValueError(f"Rows are chosen by a tensor of whole numbers or a mask, got {indices!r}.")
         self.reorder_cache(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def crop(self, tokens_to_remove: int) -> None:

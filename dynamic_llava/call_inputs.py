@@ -29,6 +29,13 @@ def check_keywords(keywords: Mapping[str, Any], forward: Callable) -> None:
             raise TypeError(f"forward() takes no {name!r}; did you mean {', '.join(near)}?")
 
 
+def check_tensors(**arguments: Any) -> None:
+    """`TypeError` where an argument of a call is there and no tensor."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
+
+
 def check_sources(
     input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None, encoded: dict | None
 ) -> None:

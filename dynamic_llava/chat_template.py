@@ -62,8 +62,7 @@ def writes_space_behind_image(processor) -> bool:
     """Whether the chat template of a processor (or tokenizer) writes that space; training then writes it too."""
     if getattr(processor, "chat_template", None) is None:
         return False
-    content = [{"type": "image"}, {"type": "text", "text": "?"}]
-    return f"{IMAGE_TOKEN} " in processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    return f"{IMAGE_TOKEN} " in _question(processor, [{"type": "image"}, {"type": "text", "text": "?"}])
 
 
 def system_prompt_of(processor) -> str:
@@ -73,10 +72,16 @@ def system_prompt_of(processor) -> str:
     """
     if getattr(processor, "chat_template", None) is None:
         return SYSTEM_PROMPT
-    content = [{"type": "text", "text": "?"}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    own = text.partition("USER:")[0].strip()
+    own = _question(processor, [{"type": "text", "text": "?"}]).partition("USER:")[0].strip()
     return own or SYSTEM_PROMPT
+
+
+def _question(processor, content: list[dict[str, str]]) -> str:
+    """A user's turn as the chat template of a processor writes it; `ValueError` where it cannot."""
+    try:
+        return processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    except Exception as error:  # Whatever the template's own expressions raise.
+        raise ValueError(f"The processor's chat template fails ({error}); copy chat_template.jinja again.") from error
 
 
 def marker_ids(tokenizer, marker: str) -> list[int]:

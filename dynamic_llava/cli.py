@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -77,9 +78,10 @@ def _number(value: Any, pattern: str, kind: Callable[[str], float]) -> float | N
     """`value` as a finite number, None where it is none; a bool is none."""
     if isinstance(value, str):
         value = kind(value) if re.fullmatch(pattern, value.strip()) else None
-    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value
+    # NaN and what no float holds are not at most this.
+    return value if abs(value) <= sys.float_info.max else None
 
 
 def _shown(value: Any) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
 from transformers import LlavaConfig
 
-from .config_checks import MOST_LAYERS, check_model_values, config_errors
+from .config_checks import MOST_LAYERS, MOST_SIZE, check_model_values, config_errors
 from .files import read_json_object
 from .functional import check_estimator
 from .model_kinds import check_kind, is_published
@@ -106,7 +107,7 @@ class SparsityConfig:
             ids = getattr(self, name)
             if not ids or not isinstance(ids, (list, tuple)) or not all(isinstance(item, Integral) for item in ids):
                 raise ValueError(f"{name} must be token ids, such as those of 'USER:', got {ids!r}.")
-        if not isinstance(self.untrained, (list, tuple)) or not set(self.untrained) <= set(PREDICTOR_NAMES):
+        if not isinstance(self.untrained, (list, tuple)) or not all(name in PREDICTOR_NAMES for name in self.untrained):
             raise ValueError(f"untrained lists some of {', '.join(PREDICTOR_NAMES)}, got {self.untrained!r}.")
         check_image_selection(self.image_selection)
         check_estimator(self.gate_estimator)
@@ -127,7 +128,8 @@ class SparsityConfig:
 
     def _number(self, name: str, lowest: float, highest: float = math.inf) -> float:
         value = getattr(self, name)
-        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        # NaN and what no float holds are not at most this.
+        real = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if not real or not lowest <= value <= highest:
             most = "" if highest == math.inf else f" and at most {highest}"
             raise ValueError(f"{name} must be a number, at least {lowest}{most}, got {value!r}.")
@@ -135,8 +137,10 @@ class SparsityConfig:
 
     def _whole(self, name: str, lowest: int) -> int:
         value = getattr(self, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
-            raise ValueError(f"{name} must be a whole number, at least {lowest}, got {value!r}.")
+        if not isinstance(value, Integral) or isinstance(value, bool) or not lowest <= value <= MOST_SIZE:
+            raise ValueError(
+                f"{name} must be a whole number, at least {lowest} and at most {MOST_SIZE}, got {value!r}."
+            )
         return int(value)
 
     def predictors_on(self) -> list[str]:

@@ -25,6 +25,8 @@ CACHES = (None, "dynamic", "static", "offloaded")
 PER_CALL = tuple(
     name for name in inspect.signature(SparsityOptions.resolve).parameters if name.startswith(("image_", "output_"))
 )
+# Those that say how it learns or is scored; `generate` counts for itself what was generated.
+NOT_GENERATING = ("labels", "output_mask", "gumbel_tau", "elastic", "num_items_in_batch", "num_generated")
 
 
 class DynamicGenerationMixin:
@@ -57,6 +59,11 @@ class DynamicGenerationMixin:
             raise ValueError("inputs and input_ids are the same argument; pass one of them.")
         if inputs is not None:
             kwargs["input_ids"] = inputs
+        idle = [name for name in NOT_GENERATING if kwargs.get(name) is not None]
+        if idle:
+            raise ValueError(f"{', '.join(idle)} of forward: generate makes no use of it. Leave it out.")
+        if kwargs.get("past_key_values") is not None:
+            require_sparse_cache(kwargs["past_key_values"])
         per_call = {name: kwargs[name] for name in PER_CALL if kwargs.get(name) is not None}
         SparsityOptions.resolve(self.config.sparsity, training=False, **per_call)
         move_padding_left(kwargs)
@@ -98,7 +105,6 @@ class DynamicGenerationMixin:
         self._check_chunks(generation_config, model_kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
-            require_sparse_cache(cache)
             super()._prepare_cache_for_generation(
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )

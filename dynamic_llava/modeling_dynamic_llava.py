@@ -71,6 +71,8 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
     ) -> DynamicLlavaModelOutput:
         """As `LlavaModel.forward`; for `labels`, `num_generated` see `DynamicLlavaForConditionalGeneration.forward`."""
         call_inputs.check_keywords(kwargs, DynamicLlavaForConditionalGeneration.forward)
+        call_inputs.check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        call_inputs.check_tensors(position_ids=position_ids, labels=labels, output_mask=output_mask)
         call_inputs.check_sources(input_ids, inputs_embeds, pixel_values, mm_encoder_outputs)
         sparsity = self.config.sparsity
         options = options or SparsityOptions.resolve(sparsity, training=False)

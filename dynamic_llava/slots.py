@@ -42,8 +42,6 @@ class SlotTable:
     """
 
     def __init__(self, block_size: int, fixed_size: int | None = None) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {block_size}.")
         self.block_size = block_size
         self.fixed_size = fixed_size
         self.reset()

@@ -506,3 +506,35 @@ def test_an_untrained_predictor_is_not_used_in_silence(name, caplog):
     finally:
         transformers_logger.propagate = before
         package.propagate = True
+
+
+@pytest.mark.parametrize("odd", ["x", 3, [[1]], np.ones((1, 19)), b"x"])
+def test_arguments_that_are_no_tensors_are_named(model, odd):
+    call = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "pixel_values": pictures(1)}
+    for name in ("input_ids", "attention_mask", "position_ids", "labels", "output_mask"):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got a"):
+            model(**{**call, name: odd})
+    for past in (odd, ()):
+        with pytest.raises(ValueError, match="past_key_values is a"):
+            model.generate(**call, past_key_values=past, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("labels", IDS), ("output_mask", IDS), ("gumbel_tau", 0.5), ("elastic", True), ("num_generated", 3)],
+)
+def test_generate_refuses_what_it_makes_no_use_of(model, name, value):
+    with pytest.raises(ValueError, match=f"{name} of forward: generate makes no use of it"):
+        model.generate(IDS, pixel_values=pictures(1), **{name: value}, **GREEDY)
+
+
+@pytest.mark.parametrize("odd", ["x", 0, -1, 1.5, True, torch.tensor([1, 2]), [3], 10**30, float("nan")])
+def test_sizes_and_rows_of_a_cache_are_whole_numbers(model, odd):
+    for name in ("block_size", "max_length"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
+            SparseCache(model.config, **{name: odd})
+    with pytest.raises(ValueError, match="offload is True or False"):
+        SparseCache(model.config, offload="yes")
+    for rows in (None, [0], torch.tensor([0.5])):
+        with pytest.raises(ValueError, match="Rows are chosen by a tensor of whole numbers or a mask"):
+            SparseCache(model.config).batch_select_indices(rows)

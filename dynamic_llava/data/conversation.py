@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from transformers import PreTrainedTokenizerBase
 
@@ -156,9 +157,10 @@ def encode_conversation(
         `input_ids` and `labels` of equal length; labels are `IGNORE_INDEX` except on answers and their end tokens.
 
     Raises:
-        ValueError: when the cut leaves no answer, or the tokens of an answer are not found or do not close with the end
-            token.
+        ValueError: on a `max_length` that is none; when the cut leaves no answer, or the tokens of an answer are not
+            found or do not close with the end token.
     """
+    check_max_length(max_length)
     turns = space_images(turns) if space_behind_image else turns
     # Expanding first keeps the answer spans aligned with the tokenizer's offsets: they are shifted by the expansion.
     expanded = [Turn(turn.role, text) for turn, text in zip(turns, _expand(turns, tokens_per_image), strict=True)]
@@ -174,6 +176,12 @@ def encode_conversation(
     if all(label == IGNORE_INDEX for label in labels):
         raise ValueError(f"no answer is left within max_length {max_length}; raise it or remove the sample")
     return input_ids, labels
+
+
+def check_max_length(max_length: int) -> None:
+    """`ValueError` unless it is a whole number of at least 1."""
+    if isinstance(max_length, bool) or not isinstance(max_length, Integral) or max_length < 1:
+        raise ValueError(f"max_length is {max_length!r}; give a whole number of at least 1")
 
 
 def _label_answers(

@@ -13,7 +13,7 @@ from transformers import LlavaProcessor
 
 from ..chat_template import IMAGE_TOKEN, system_prompt_of, writes_space_behind_image
 from ..token_spans import IGNORE_INDEX
-from .conversation import count_images, encode_conversation, parse_turns
+from .conversation import check_max_length, count_images, encode_conversation, parse_turns
 from .lengths import ConversationLength, conversation_lengths
 from .pictures import PictureReader
 from .samples import has_picture, pictures_of, sample_id, told
@@ -62,6 +62,7 @@ class ConversationDataset(Dataset):
             raise ValueError(f"on_bad_sample is {on_bad_sample!r}; choose 'error' or 'skip'")
         if output_turns not in ("last", "all"):
             raise ValueError(f"output_turns is {output_turns!r}; choose 'last' or 'all'")
+        check_max_length(max_length)
         if not processor.tokenizer.is_fast:
             raise ValueError("the labels need character offsets: load the processor with a fast tokenizer")
         folders = [image_folder] if isinstance(image_folder, (str, Path)) else image_folder

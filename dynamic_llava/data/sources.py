@@ -87,7 +87,10 @@ def open_parts(
     **options: Any,
 ) -> list[tuple[ConversationDataset, float]]:
     """Returns the data set and weight of each entry of `train_file`; arguments and errors as for `open_dataset`."""
-    entries = [train_file] if isinstance(train_file, (str, Path)) else list(train_file)
+    for name, value in (("train_file", train_file), ("image_folder", image_folder)):
+        if value is not None and not isinstance(value, (str, Path, Sequence)):
+            raise TypeError(f"{name} is {value!r}; give a path or a list of paths")
+    entries = [train_file] if isinstance(train_file, (str, Path)) else list(train_file or ())
     if not entries:
         raise ValueError("train_file is empty; name at least one file")
     parts = []

@@ -121,9 +121,10 @@ def table_samples(table: datasets.Dataset, source: str) -> list[dict[str, Any]]:
     table = table.select_columns(names).with_format("arrow")
     samples: list[dict[str, Any]] = []
     for batch in table.iter(batch_size=ROWS):
-        conversations = batch.column("conversations").to_pylist()
-        pictures = [None] * len(batch) if column is None else _names(batch.column(column).combine_chunks())
-        ids = batch.column("id").to_pylist() if "id" in names else [None] * len(batch)
+        with _damage(source, "as rows of 'conversations'"):
+            conversations = batch.column("conversations").to_pylist()
+            pictures = [None] * len(batch) if column is None else _names(batch.column(column).combine_chunks())
+            ids = batch.column("id").to_pylist() if "id" in names else [None] * len(batch)
         for own_id, turns, named in zip(ids, conversations, pictures, strict=True):
             row = len(samples)
             name = f"#{row}" if own_id is None else str(own_id)

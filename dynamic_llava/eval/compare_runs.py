@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ def _checked(results: dict[str, Any], file: Path) -> dict[str, Any]:
 def _are_figures(found: Any) -> bool:
     """Whether `found` is task -> name -> number, or None for what was not measured."""
     return isinstance(found, dict) and all(
-        isinstance(entry, dict) and all(value is None or type(value) in (int, float) for value in entry.values())
+        isinstance(entry, dict) and all(value is None or _is_number(value) for value in entry.values())
         for entry in found.values()
     )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that a float can hold."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)

@@ -147,10 +147,7 @@ class StageArguments(TrainingArguments):
                 )
             self.gradient_accumulation_steps = steps
         self._check_best()
-        if isinstance(self.deepspeed, str):
-            # transformers opens whatever is there, as it is.
-            read_json_object(self.deepspeed, "DeepSpeed file")
-        super().__post_init__()
+        self._resolve_stock()
         for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "lr_scheduler_kwargs"):
             value = getattr(self, name, None)
             if not isinstance(value, dict | None):
@@ -169,6 +166,18 @@ class StageArguments(TrainingArguments):
                 raise ValueError(f"{name} must be two rates in (0, 1], the smaller first, got {rates}.")
             if self.keep_rate_schedule != "constant":
                 raise ValueError(f"{name} are drawn, keep_rate_schedule={self.keep_rate_schedule!r} would change them.")
+
+    def _resolve_stock(self) -> None:
+        """What `TrainingArguments` makes of its own keys; `ValueError` where a DeepSpeed file is none."""
+        if isinstance(self.deepspeed, str) and not self.deepspeed.startswith("{"):
+            # transformers opens whatever is there.
+            read_json_object(self.deepspeed, "DeepSpeed file")
+        try:
+            super().__post_init__()
+        except (AttributeError, TypeError) as error:
+            if not self.deepspeed:
+                raise
+            raise ValueError(f"deepspeed={self.deepspeed} has a value where a section belongs ({error}).") from error
 
     def _check_best(self) -> None:
         """What the best model is; `ValueError` where it would not be among those that are saved."""

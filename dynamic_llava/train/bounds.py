@@ -54,7 +54,7 @@ def check_bounds(arguments: Any) -> None:
     for field in dataclasses.fields(arguments):
         value, interval = getattr(arguments, field.name), BOUNDS.get(field.name)
         if interval is not None and value is not None and not is_inside(value, interval):
-            what = f"must {in_words(interval)}" if math.isfinite(value) else "must be a finite number"
+            what = f"must {in_words(interval)}" if abs(value) < math.inf else "must be a finite number"
             raise ValueError(f"{field.name} {what}, got {value}.")
         if field.name == "max_steps" and value == 0:
             raise ValueError("max_steps=0 trains nothing; give a number of steps, or leave it to num_train_epochs.")

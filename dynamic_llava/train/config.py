@@ -126,7 +126,10 @@ def _check_engine(model: ModelArguments, training: StageArguments) -> None:
     engine = engine_of(training)
     if engine is None:
         return
-    if model.quantize and engine.get("zero_optimization", {}).get("stage") == 3:
+    stage = (engine.get("zero_optimization") or {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"zero_optimization.stage of the DeepSpeed file must be 0, 1, 2 or 3, got {stage!r}.")
+    if model.quantize and stage == 3:
         raise ValueError(
             f"quantize={model.quantize} and ZeRO-3 do not go together: bitsandbytes weights cannot be sharded by it. "
             "Use ZeRO-2, or lora_r without quantize."

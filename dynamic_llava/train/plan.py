@@ -102,7 +102,7 @@ def memory(model: nn.Module, config: StageConfig, ranks: int) -> tuple[dict[str,
     """
     args = config.training
     engine = engine_of(args)
-    sharding = (engine or {}).get("zero_optimization", {})
+    sharding = (engine or {}).get("zero_optimization") or {}
     # FSDP shares out what ZeRO-3 does.
     stage = 3 if is_fsdp() else sharding.get("stage", 0)
     width = config.model.weight_dtype(args).itemsize

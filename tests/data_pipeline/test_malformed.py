@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlavaProcessor
+from transformers import AutoProcessor, LlavaProcessor
 
 from dynamic_llava.data import LlavaCollator, LlavaJsonDataset, open_dataset
 from dynamic_llava.data.__main__ import main
@@ -285,3 +285,35 @@ def test_the_check_reports_pictures_that_are_too_large(tmp_path: Path, capsys) -
     written = config(tmp_path, train_file=str(tmp_path / "data.json"), min_output_length=1, base_model=str(ASSET))
     assert main(["check", str(written), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["findings"]["unreadable pictures"]["count"] == len(names)
+
+
+@pytest.mark.parametrize("odd", ["x", None, 1.5, 0, -1, True, float("nan")])
+def test_lengths_that_are_none(write_samples: Writer, processor: LlavaProcessor, odd: Any) -> None:
+    with pytest.raises(ValueError, match="max_length is"):
+        open_dataset(write_samples([GOOD]), None, processor, max_length=odd)
+
+
+@pytest.mark.parametrize("odd", [True, 3, 1.5, {"a": 1}])
+def test_paths_that_are_none(write_samples: Writer, processor: LlavaProcessor, odd: Any) -> None:
+    for arguments in ((odd, None), (write_samples([GOOD]), odd)):
+        with pytest.raises(TypeError, match=r"(train_file|image_folder) is .*; give a path"):
+            open_dataset(*arguments, processor)
+
+
+def test_a_table_with_a_field_twice(tmp_path: Path, processor: LlavaProcessor) -> None:
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import array, table
+
+    # Arrow's names end at a null byte.
+    turns = [{**turn, "value\0": "x"} for turn in GOOD["conversations"]]
+    pyarrow.write_table(table({"conversations": array([turns])}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read"):
+        open_dataset(tmp_path / "a.parquet", None, processor)
+
+
+@pytest.mark.parametrize("template", ["{% for x", "{{ 1 / 0 }}", "{{ x.y.z }}", "{{ cycler.__init__.__globals__ }}"])
+def test_a_chat_template_that_fails(write_samples: Writer, template: str) -> None:
+    processor = AutoProcessor.from_pretrained(ASSET)
+    processor.chat_template = template
+    with pytest.raises(ValueError, match="chat template fails"):
+        open_dataset(write_samples([TEXT]), None, processor)

@@ -78,6 +78,8 @@ def _values(case: Case, shapes: Path) -> dict[str, Any]:
         if rng.random() < 0.8:
             engine, place = mutate_value(rng, engine)
             case.note("engine", place)
+        if rng.random() < 0.3:
+            return {**values, "deepspeed": engine}
         path = case.root / "engine.json"
         path.write_bytes(write_json(rng, engine))
         if rng.random() < 0.2:

@@ -120,6 +120,9 @@ def _write(case: Case, kind: str, rows: Any, folder: Path) -> tuple[Path, list[A
 def _write_table(case: Case, path: Path, rows: list[Any]) -> None:
     """The rows as columns, of other types where a row has them."""
     rows = [row if isinstance(row, dict) else {"id": str(row)} for row in rows]
+    if case.random.random() < 0.2:
+        # As older versions of `datasets` write lists of objects.
+        rows = [{**row, "conversations": _columns(row.get("conversations"))} for row in rows]
     columns = {}
     for name in ("id", "image", "conversations"):
         values = [row.get(name) for row in rows]
@@ -131,6 +134,11 @@ def _write_table(case: Case, path: Path, rows: list[Any]) -> None:
             except (pyarrow.ArrowException, UnicodeError, OverflowError):
                 continue
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def _columns(turns: Any) -> dict[str, list[Any]]:
+    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    return {name: [turn[name] for turn in turns if name in turn] for name in ("from", "value")}
 
 
 def _write_tar(case: Case, path: Path, rows: list[Any], folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,37 @@ def test_gumbel_tau_decays_exponentially():
     assert gumbel_tau(1.0) == pytest.approx(0.1)
     assert gumbel_tau(0.5) == pytest.approx(0.1**0.5)
     assert gumbel_tau(2.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"zero_optimization": []},
+        {"zero_optimization": {"stage": "x"}},
+        {"zero_optimization": {"stage": 7}},
+        {"zero_optimization": {"stage": 3, "offload_param": 7}},
+        {"bf16": 1},
+    ],
+)
+def test_sections_of_a_deepspeed_file(config_file, tmp_path, engine):
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps(engine))
+    for given in (path, json.dumps(engine)):
+        with pytest.raises(
+            ValueError, match=r"where a section belongs|zero_optimization\.stage .* must be 0, 1, 2 or 3"
+        ):
+            load_config(config_file, [f"deepspeed={given}", "use_cpu=true"])
+
+
+def test_a_deepspeed_file_that_is_none(config_file, tmp_path):
+    path = tmp_path / "engine.json"
+    for content in (b"\xff\xfe\x00", b"{", b"[1]", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="engine"):
+            load_config(config_file, [f"deepspeed={path}"])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="no regular file"):
+        load_config(config_file, [f"deepspeed={path}"])
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs must be an object"):
+        load_config(config_file, ["lr_scheduler_kwargs=1000", "use_cpu=true"])
