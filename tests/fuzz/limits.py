@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def guarded(root: Path, work: Path, warnings: list[str]) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, _ring)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     # Where Python does not hear the alarm.
-    faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
+    faulthandler.dump_traceback_later(4 * SECONDS, exit=True, file=sys.__stderr__)
     for logger in loggers:
         logger.addHandler(handler)
     os.chdir(work)

@@ -59,7 +59,7 @@ def test_calls(models, processor, tmp_path):
             with torch.no_grad():
                 case.check(torch.equal(model(**batch).logits, expected), "the model changed")
 
-    run_cases("calls", 150, one, tmp_path)
+    run_cases("calls", 200, one, tmp_path)
 
 
 def _no_grad(model: Any, kwargs: dict[str, Any]) -> torch.Tensor:

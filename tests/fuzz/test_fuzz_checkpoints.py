@@ -58,7 +58,7 @@ def test_checkpoints(layouts, tmp_path):
         if model is not None:
             _check(case, layout, folder, model, names.get(layout, {}), must_refuse, changed)
 
-    run_cases("checkpoints", 30, one, tmp_path)
+    run_cases("checkpoints", 60, one, tmp_path)
 
 
 def _name_the_base(folder: Path) -> None:

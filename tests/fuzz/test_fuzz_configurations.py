@@ -61,7 +61,7 @@ def test_configurations(shapes, tmp_path):
         case.random.choice(targets)(case)
         AcceleratorState._reset_state(reset_partial_state=True)
 
-    run_cases("configurations", 120, one, tmp_path)
+    run_cases("configurations", 200, one, tmp_path)
 
 
 def _values(case: Case, shapes: Path) -> dict[str, Any]:

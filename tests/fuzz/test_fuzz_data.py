@@ -81,7 +81,7 @@ def test_data(pictures, processor, good, tmp_path, monkeypatch):
                 _open(case, path, folder, processor, rows, touched, good)
 
     (tmp_path / "cases").mkdir()
-    run_cases("data", 60, one, tmp_path / "cases")
+    run_cases("data", 120, one, tmp_path / "cases")
 
 
 def _rows(case: Case) -> list[Any]:

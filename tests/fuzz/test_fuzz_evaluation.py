@@ -63,7 +63,7 @@ def test_evaluation(downloads, prepared, generation, tmp_path):
         _responses,
         _options,
     )
-    run_cases("evaluation", 80, lambda case: case.random.choice(targets)(case), tmp_path)
+    run_cases("evaluation", 150, lambda case: case.random.choice(targets)(case), tmp_path)
 
 
 def _lines(path: Path) -> list[str]:
