@@ -42,7 +42,7 @@ def gumbel_keep_mask(keep_logits: Tensor, noise: Tensor, gumbel_tau: float) -> T
     Raises:
         ValueError: `gumbel_tau` is not positive.
     """
-    if gumbel_tau <= 0:
+    if not gumbel_tau > 0:
         raise ValueError(f"gumbel_tau must be above 0, got {gumbel_tau}.")
     soft = ((keep_logits.float() + noise.float()) / gumbel_tau).softmax(dim=-1)[..., 0]
     hard = (soft >= 0.5).to(soft.dtype)

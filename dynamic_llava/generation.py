@@ -59,6 +59,8 @@ class DynamicGenerationMixin:
             raise ValueError("inputs and input_ids are the same argument; pass one of them.")
         if inputs is not None:
             kwargs["input_ids"] = inputs
+        if not isinstance(return_sparsity, bool):
+            raise ValueError(f"return_sparsity is True or False, got {return_sparsity!r}.")
         idle = [name for name in NOT_GENERATING if kwargs.get(name) is not None]
         if idle:
             raise ValueError(f"{', '.join(idle)} of forward: generate makes no use of it. Leave it out.")

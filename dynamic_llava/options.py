@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ logger = logging.get_logger(__name__)
 IMAGE_SELECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 OUTPUT_SELECTORS: dict[str, Callable[[Tensor, float], Tensor]] = {}
 PREDICTOR = "predictor"
+# Logits over less than this are infinite.
+LEAST_TAU = 1e-6
 
 
 @dataclass
@@ -59,8 +63,8 @@ class SparsityOptions:
         """Check the call's arguments and fill the rest from `sparsity`.
 
         Raises:
-            ValueError: a rate outside (0, 1], an unknown selection or selector, an argument that could have no effect:
-                of a predictor that is off, of inference in training, or the reverse.
+            ValueError: a rate outside (0, 1], a temperature below `LEAST_TAU`, an unknown selection or selector, an
+                argument that could have no effect: of a predictor that is off, of inference in training or the reverse.
         """
         for name, rate in (("image_keep_rate", image_keep_rate), ("output_keep_rate", output_keep_rate)):
             if rate is not None:
@@ -70,6 +74,11 @@ class SparsityOptions:
         for known, name in ((IMAGE_SELECTORS, image_selector), (OUTPUT_SELECTORS, output_selector)):
             if not isinstance(name, str) or (name != PREDICTOR and name not in known):
                 raise ValueError(f"Unknown selector {name!r}; use one of {', '.join([PREDICTOR, *sorted(known)])}.")
+        real = isinstance(gumbel_tau, Real) and not isinstance(gumbel_tau, bool)
+        if not real or not LEAST_TAU <= gumbel_tau <= sys.float_info.max:
+            raise ValueError(f"gumbel_tau must be a finite number of at least {LEAST_TAU:g}, got {gumbel_tau!r}.")
+        if not isinstance(elastic, bool):
+            raise ValueError(f"elastic is True or False, got {elastic!r}.")
         options = cls(
             image_keep_rate=sparsity.image_keep_rate if image_keep_rate is None else float(image_keep_rate),
             output_keep_rate=sparsity.output_keep_rate if output_keep_rate is None else float(output_keep_rate),
@@ -81,7 +90,7 @@ class SparsityOptions:
             image_selector=image_selector,
             output_selector=output_selector,
             training=training,
-            gumbel_tau=gumbel_tau,
+            gumbel_tau=float(gumbel_tau),
             elastic=elastic,
             min_output_length=sparsity.min_output_length,
             instruct_sparsity=sparsity.instruct_predictor,

@@ -520,6 +520,20 @@ def test_arguments_that_are_no_tensors_are_named(model, odd):
 
 
 @pytest.mark.parametrize(
+    "odd", [0, -1.0, 1e-300, 10**400, float("nan"), float("inf"), True, "1", torch.tensor([1.0, 2.0])]
+)
+def test_temperatures_and_switches_that_are_none(model, odd):
+    call = {"input_ids": IDS, "pixel_values": pictures(1), "labels": IDS.clone()}
+    with pytest.raises(ValueError, match="gumbel_tau must be a finite number of at least 1e-06"):
+        model(**call, gumbel_tau=odd)
+    for switch in (0, "no", torch.tensor([True, False])):
+        with pytest.raises(ValueError, match="elastic is True or False"):
+            model(**call, elastic=switch)
+        with pytest.raises(ValueError, match="return_sparsity is True or False"):
+            model.generate(IDS, pixel_values=pictures(1), return_sparsity=switch, **GREEDY)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [("labels", IDS), ("output_mask", IDS), ("gumbel_tau", 0.5), ("elastic", True), ("num_generated", 3)],
 )

@@ -168,16 +168,16 @@ class StageArguments(TrainingArguments):
                 raise ValueError(f"{name} are drawn, keep_rate_schedule={self.keep_rate_schedule!r} would change them.")
 
     def _resolve_stock(self) -> None:
-        """What `TrainingArguments` makes of its own keys; `ValueError` where a DeepSpeed file is none."""
-        if isinstance(self.deepspeed, str) and not self.deepspeed.startswith("{"):
-            # transformers opens whatever is there.
-            read_json_object(self.deepspeed, "DeepSpeed file")
+        """What `TrainingArguments` makes of its own keys; `deepspeed` becomes what its file holds."""
+        given = self.deepspeed
+        if isinstance(given, str) and not given.startswith("{"):
+            self.deepspeed = read_json_object(given, "DeepSpeed file")
         try:
             super().__post_init__()
         except (AttributeError, TypeError) as error:
-            if not self.deepspeed:
+            if not given:
                 raise
-            raise ValueError(f"deepspeed={self.deepspeed} has a value where a section belongs ({error}).") from error
+            raise ValueError(f"deepspeed={given} has a value where a section belongs ({error}).") from error
 
     def _check_best(self) -> None:
         """What the best model is; `ValueError` where it would not be among those that are saved."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from ..compat import named_as_here
 from ..configuration_dynamic_llava import SparsityConfig
-from ..files import parse_json, parse_yaml, read_json_object, read_yaml_mapping, write_atomically
+from ..files import parse_json, parse_yaml, read_yaml_mapping, write_atomically
 from .arguments import DataArguments, ModelArguments, StageArguments
 from .conditions import check_conditions
 from .effects import GROUPS, check_refused
@@ -101,19 +101,10 @@ def resolve(values: dict[str, Any], source: str, overridden: Collection[str] = (
         raise ValueError(f"{source}: {error}") from error
     if isinstance(data.shapes, str):
         data.shapes = parse_json(data.shapes, "shapes")
-    _check_engine(model, training)
+    _check_engine(model, training, values.get("deepspeed"))
     config = StageConfig(model, sparsity, data, training, values)
     check_conditions(config, set(named_as_here(dict.fromkeys(overridden), known)))
     return config
-
-
-def engine_of(training: TrainingArguments) -> dict[str, Any] | None:
-    """The DeepSpeed configuration, None without."""
-    if not training.deepspeed:
-        return None
-    if isinstance(training.deepspeed, dict):
-        return training.deepspeed
-    return read_json_object(training.deepspeed, "DeepSpeed file")
 
 
 def is_fsdp() -> bool:
@@ -121,26 +112,26 @@ def is_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def _check_engine(model: ModelArguments, training: StageArguments) -> None:
-    """`ValueError` where a DeepSpeed file contradicts the configuration."""
-    engine = engine_of(training)
-    if engine is None:
+def _check_engine(model: ModelArguments, training: StageArguments, given: Any) -> None:
+    """`ValueError` where a DeepSpeed configuration, `given` as a file or its content, contradicts the rest."""
+    engine = training.deepspeed
+    if not engine:
         return
     stage = (engine.get("zero_optimization") or {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
-        raise ValueError(f"zero_optimization.stage of the DeepSpeed file must be 0, 1, 2 or 3, got {stage!r}.")
+        raise ValueError(f"zero_optimization.stage of deepspeed={given} must be 0, 1, 2 or 3, got {stage!r}.")
     if model.quantize and stage == 3:
         raise ValueError(
             f"quantize={model.quantize} and ZeRO-3 do not go together: bitsandbytes weights cannot be sharded by it. "
             "Use ZeRO-2, or lora_r without quantize."
         )
     if is_fsdp():
-        raise ValueError(f"FSDP and deepspeed={training.deepspeed} exclude each other; pass deepspeed=null for FSDP.")
+        raise ValueError(f"FSDP and deepspeed={given} exclude each other; pass deepspeed=null for FSDP.")
     twice = [name for name in ("optimizer", "scheduler") if name in engine]
     if twice:
         raise ValueError(
-            f"The DeepSpeed file {training.deepspeed} sets {' and '.join(twice)}, which learning_rate, "
-            "predictor_learning_rate and lr_scheduler_type set here; remove them from the file."
+            f"deepspeed={given} sets {' and '.join(twice)}, which learning_rate, "
+            "predictor_learning_rate and lr_scheduler_type set here; remove them there."
         )
 
 

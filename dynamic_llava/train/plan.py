@@ -19,7 +19,7 @@ from ..data.judged import JudgedCounts
 from ..loading import PREDICTORS
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
-from .config import StageConfig, engine_of, is_fsdp
+from .config import StageConfig, is_fsdp
 from .lora import add_adapters
 from .preflight import refuse_unjudged
 from .processor import stage_processor
@@ -101,8 +101,7 @@ def memory(model: nn.Module, config: StageConfig, ranks: int) -> tuple[dict[str,
     They are counted, but activations: a rule of thumb for a batch of full length.
     """
     args = config.training
-    engine = engine_of(args)
-    sharding = (engine or {}).get("zero_optimization") or {}
+    sharding = (args.deepspeed or {}).get("zero_optimization") or {}
     # FSDP shares out what ZeRO-3 does.
     stage = 3 if is_fsdp() else sharding.get("stage", 0)
     width = config.model.weight_dtype(args).itemsize

@@ -54,7 +54,9 @@ def spell(rng: Random, kwargs: dict[str, Any]) -> tuple[str, str]:
         kwargs[name], meaning = odd(rng), ANY
         if name in ("image_selection", "image_selector", "output_selector") and not _is_name(kwargs[name]):
             meaning = ANY if kwargs[name] is None else WRONG
-        if name == "output_sparsity" and not isinstance(kwargs[name], (bool, type(None))):
+        if name == "gumbel_tau" and not (type(kwargs[name]) in (int, float) and 1e-6 <= kwargs[name] < 2**1000):
+            meaning = ANY if isinstance(kwargs[name], (np.number, type(None))) else WRONG
+        if name in ("elastic", "output_sparsity") and not isinstance(kwargs[name], (bool, type(None))):
             meaning = WRONG
     return name, meaning
 

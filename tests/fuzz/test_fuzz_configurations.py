@@ -180,7 +180,9 @@ def _model(case: Case) -> None:
     for key in place:
         entry = entry.get(key) if isinstance(entry, dict) else getattr(entry, str(key), None)
     if isinstance(value, (int, float, str)) and place[-1] not in ("model_type", "dtype", "transformers_version"):
-        case.check(entry is None or entry == value, "another setting", place, value, entry)
+        case.check(
+            entry is None or repr(entry) == repr(value) or entry == value, "another setting", place, value, entry
+        )
 
 
 def _at(value: Any, place: tuple) -> Any:

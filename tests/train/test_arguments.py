@@ -109,6 +109,18 @@ def test_sections_of_a_deepspeed_file(config_file, tmp_path, engine):
             load_config(config_file, [f"deepspeed={given}", "use_cpu=true"])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_deepspeed_file_in_any_encoding(config_file, tmp_path, encoding):
+    engine = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto"}
+    (tmp_path / "engine.json").write_text(json.dumps(engine), encoding=encoding)
+    config = load_config(config_file, [f"deepspeed={tmp_path / 'engine.json'}", "use_cpu=true"])
+    assert config.training.deepspeed == engine
+    assert config.training.hf_deepspeed_config.is_zero2()
+    (tmp_path / "engine.json").write_text(json.dumps({**engine, "optimizer": {}}), encoding=encoding)
+    with pytest.raises(ValueError, match=r"deepspeed=.*engine\.json sets optimizer, which"):
+        load_config(config_file, [f"deepspeed={tmp_path / 'engine.json'}", "use_cpu=true"])
+
+
 def test_a_deepspeed_file_that_is_none(config_file, tmp_path):
     path = tmp_path / "engine.json"
     for content in (b"\xff\xfe\x00", b"{", b"[1]", b""):
