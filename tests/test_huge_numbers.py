@@ -48,7 +48,7 @@ def test_options(huge):
 @pytest.mark.parametrize("huge", HUGE)
 def test_training(huge, tmp_path):
     path = tmp_path / "run.yaml"
-    for name in ("seed", "learning_rate", "lora_dropout"):
+    for name in ("seed", "learning_rate", "lora_dropout", "max_steps", "max_length"):
         path.write_text(yaml.safe_dump({"base_model": "b", "train_file": "t", "image_folder": "i", name: huge}))
         with pytest.raises(ValueError, match=name):
             load_config(path)
