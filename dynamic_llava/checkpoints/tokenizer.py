@@ -60,6 +60,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a published checkpoint, with the image token that LLaVA's own code does without."""
     with tokenizer_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Settings of another type show when it is used.
+        tokenizer("?")
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     return tokenizer
@@ -78,6 +80,8 @@ def own_processor(folder: Path, config: DynamicLlavaConfig) -> LlavaProcessor:
         processor = AutoProcessor.from_pretrained(folder)
     if not isinstance(processor, LlavaProcessor):
         raise ValueError(f"{folder} holds a {type(processor).__name__}, not the processor of a LLaVA; copy it there.")
+    with tokenizer_errors(folder):
+        processor.tokenizer("?")
     said = _said(folder)
     for name, value in token_settings(config).items():
         if said.get(name) is None:
@@ -138,7 +142,10 @@ def image_settings_of(folder: Path) -> dict[str, Any] | None:
     whole, own = (folder / name for name in PROCESSOR_FILES)
     if own.exists():
         return read_json_object(own, "image processor")
-    return read_json_object(whole, "processor").get("image_processor") if whole.exists() else None
+    settings = read_json_object(whole, "processor").get("image_processor") if whole.exists() else None
+    if not isinstance(settings, dict | None):
+        raise ValueError(f"{whole}: image_processor is {settings!r}, not an object; copy or download it again.")
+    return settings
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -153,10 +153,14 @@ def _raise(message: str) -> None:
 
 def _as_arguments(values: dict[str, Any], several: Collection[str]) -> list[str]:
     """Values as command-line words: argparse then gives every key its type. `several` are the keys that take lists."""
+    hints = {key: hint for group in GROUPS for key, hint in get_type_hints(group).items()}
+    objects = {key for key, hint in hints.items() if "dict" in str(hint)}
     words = []
     for key, value in values.items():
         if value is None:
             continue
+        if isinstance(value, dict) and key not in objects:
+            raise ValueError(f"{key} takes a word or a number, got the mapping {value}.")
         if isinstance(value, (list, tuple)):
             if key not in several:
                 raise ValueError(f"{key} takes one value, got the list {value}.")

@@ -298,3 +298,22 @@ def test_tied_embeddings(tmp_path, place, caplog):
     labels[:, :-3] = -100
     trained(**inputs, labels=labels).loss.backward()
     assert trained.lm_head.weight.grad is trained.model.language_model.embed_tokens.weight.grad
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("odd", ["x", [1], {}, None, "10"])
+def test_tokenizers_with_settings_of_another_type(written, tmp_path, published, odd):
+    folder = copy(written, "tiny", tmp_path)
+    if published:
+        convert(folder, tmp_path / "published", "published", say=lambda line: None)
+        folder = tmp_path / "published"
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": odd}))
+    if odd is not None:
+        with pytest.raises(ValueError, match=r"tokenizer or processor in .* cannot be read"):
+            load_processor(folder)
+    if published:
+        path = folder / "processor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "image_processor": [odd]}))
+        with pytest.raises(ValueError, match=r"processor_config\.json: image_processor is .*, not an object"):
+            load_processor(folder)

@@ -131,5 +131,8 @@ def test_a_deepspeed_file_that_is_none(config_file, tmp_path):
     os.mkfifo(path)
     with pytest.raises(ValueError, match="no regular file"):
         load_config(config_file, [f"deepspeed={path}"])
+    for key in ("torch_compile_mode", "base_model", "seed", "train_file"):
+        with pytest.raises(ValueError, match=f"{key} takes a word or a number, got the mapping"):
+            load_config(config_file, [f"{key}={{a: 1}}"])
     with pytest.raises(ValueError, match="lr_scheduler_kwargs must be an object"):
         load_config(config_file, ["lr_scheduler_kwargs=1000", "use_cpu=true"])
