@@ -36,7 +36,8 @@ def _run(arguments: list[str] | None) -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
     parsed = parser.parse_intermixed_args(arguments)
     values, overridden = read_values(parsed.config, parsed.overrides)
-    require_packages(values)
+    if not parsed.dry_run:
+        require_packages(values)
     if parsed.dry_run:
         # What asks for a GPU can be planned without one.
         values["use_cpu"] = True
