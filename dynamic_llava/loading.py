@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from .files import regular_file
@@ -103,7 +104,11 @@ def _load_quietly(load, name: str, *args, **kwargs):
     try:
         # The generic report calls new predictors a warning of its own; `check_keys` replaces it.
         logging.set_verbosity_error()
-        return load(*args, output_loading_info=True, **kwargs)
+        model, info = load(*args, output_loading_info=True, **kwargs)
+        if is_deepspeed_zero3_enabled():
+            # Noted there are renamings that loading has not used; saving would turn all of them round.
+            model._weight_conversions = None
+        return model, info
     except SafetensorError as error:
         raise ValueError(
             f"A weight file of {name} is damaged or cut off ({error}); copy or download it again."

@@ -146,6 +146,8 @@ def test_sharding_equals_ddp(straight, engine):
         assert norm == pytest.approx(expected_norm, rel=2e-5)
     assert len(eval_losses(output)) == len(SCORES)
     assert eval_losses(output) == pytest.approx(eval_losses(other), rel=1e-4)
+    one, two = (load_file(folder / "model.safetensors") for folder in (output, other))
+    assert one.keys() == two.keys()
     one, two = (DynamicLlavaForConditionalGeneration.from_pretrained(p).state_dict() for p in (output, other))
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2, msg=key)
