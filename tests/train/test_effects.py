@@ -165,7 +165,7 @@ def test_what_works_changes_the_run(shapes, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optim": "adamw_8bit"}, "optim=adamw_8bit .* cannot be had"),
+        ({"optim": "grokadamw"}, "optim=grokadamw .* cannot be had"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type=warmup_stable_decay"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": "{cycles: 2}"}, "cycles"),
         ({"report_to": "wandb"}, "report_to=wandb is not installed"),
