@@ -13,14 +13,14 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..files import read_json_object, write_atomically
+from ..files import parse_yaml, read_json_object, write_atomically
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -145,13 +145,22 @@ def check_same_config(checkpoint: Path, config: dict[str, Any]) -> None:
     before = (read_manifest(checkpoint) or {}).get("config", {})
     # As JSON holds them: paths as text, tuples as lists.
     now = json.loads(json.dumps(config, default=str))
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in FREE_KEYS)
+    keys = before.keys() | now.keys()
+    keys = sorted(key for key in keys - FREE_KEYS if not _same(before.get(key), now.get(key)))
     if keys:
         changes = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
         raise ValueError(
             f"{checkpoint} was written by a run with another configuration ({changes}). Set it back to resume, pass "
             "restart=true to begin anew in this folder, or another output_dir."
         )
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether two values of a key are one; earlier versions read `1e-3` as a word and noted it so."""
+    if isinstance(before, str) and isinstance(now, (int, float)):
+        with suppress(ValueError):
+            return parse_yaml(before, "a noted value") == now
+    return before == now
 
 
 @contextmanager

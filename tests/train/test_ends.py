@@ -25,6 +25,16 @@ from .test_stage import ROOT, config_of, overrides
 SCORES = {2: 3.0, 4: 1.0, 6: 2.0}
 
 
+@pytest.fixture(autouse=True)
+def signals_that_arrive():
+    """A shell that runs tests in the background has SIGINT and SIGHUP ignored, and so would the runs here."""
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "data"

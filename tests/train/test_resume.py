@@ -203,6 +203,16 @@ def test_a_changed_configuration_is_refused_with_its_keys(shapes, straight, tmp_
     assert main([*arguments(shapes, tmp_path / "new", max_steps=1), "restart=true"]) == 0
 
 
+def test_numbers_that_earlier_versions_noted_as_words(tmp_path):
+    folder = folder_of(tmp_path / "checkpoint-2")
+    write_manifest(folder, {"learning_rate": "1e-3", "weight_decay": 0.0, "output_dir": "a", "optim": "adamw_torch"})
+    noted = {"learning_rate": 0.001, "weight_decay": 0.0, "output_dir": "b", "optim": "adamw_torch"}
+    check_same_config(folder, noted)
+    for key, value in (("learning_rate", 0.002), ("optim", "sgd"), ("optim", 1)):
+        with pytest.raises(ValueError, match=key):
+            check_same_config(folder, {**noted, key: value})
+
+
 def folder_of(path: Path, text: str = "x") -> Path:
     path.mkdir(parents=True)
     (path / "weights").write_text(text)
