@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from .values import is_finite
 
 #: More than any count, size or limit that makes sense; still a number for every library below.
 MOST = 2**31 - 1
@@ -80,8 +81,7 @@ def _number(value: Any, pattern: str, kind: Callable[[str], float]) -> float | N
         value = kind(value) if re.fullmatch(pattern, value.strip()) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    # NaN and what no float holds are not at most this.
-    return value if abs(value) <= sys.float_info.max else None
+    return value if is_finite(value) else None
 
 
 def _shown(value: Any) -> str:

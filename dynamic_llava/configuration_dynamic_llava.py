@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -15,6 +14,7 @@ from .config_checks import MOST_LAYERS, MOST_SIZE, check_model_values, config_er
 from .files import read_json_object
 from .functional import check_estimator
 from .model_kinds import check_kind, is_published
+from .values import is_finite
 
 IMAGE_SELECTIONS = ("topk", "threshold")
 SPARSE_TRAINING = ("masked", "pruned")
@@ -128,8 +128,7 @@ class SparsityConfig:
 
     def _number(self, name: str, lowest: float, highest: float = math.inf) -> float:
         value = getattr(self, name)
-        # NaN and what no float holds are not at most this.
-        real = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        real = isinstance(value, Real) and not isinstance(value, bool) and is_finite(value)
         if not real or not lowest <= value <= highest:
             most = "" if highest == math.inf else f" and at most {highest}"
             raise ValueError(f"{name} must be a number, at least {lowest}{most}, got {value!r}.")

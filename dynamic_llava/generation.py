@@ -66,8 +66,7 @@ class DynamicGenerationMixin:
             raise ValueError(f"{', '.join(idle)} of forward: generate makes no use of it. Leave it out.")
         if kwargs.get("past_key_values") is not None:
             require_sparse_cache(kwargs["past_key_values"])
-        per_call = {name: kwargs[name] for name in PER_CALL if kwargs.get(name) is not None}
-        SparsityOptions.resolve(self.config.sparsity, training=False, **per_call)
+        SparsityOptions.resolve(self.config.sparsity, training=False, **_per_call(kwargs))
         move_padding_left(kwargs)
         # Counted up behind every pass by `_update_model_kwargs_for_generation`.
         kwargs["num_generated"] = 0
@@ -128,8 +127,7 @@ class DynamicGenerationMixin:
     def _check_chunks(self, generation_config, model_kwargs: dict[str, Any]) -> None:
         pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
         if generation_config.prefill_chunk_size is not None and pictures:
-            options = {name: model_kwargs.get(name) for name in PER_CALL if model_kwargs.get(name) is not None}
-            options = SparsityOptions.resolve(self.config.sparsity, training=False, **options)
+            options = SparsityOptions.resolve(self.config.sparsity, training=False, **_per_call(model_kwargs))
             if options.instruct_sparsity or not options.keeps_all_images:
                 raise ValueError(
                     f"prefill_chunk_size={generation_config.prefill_chunk_size}: what stays of a prompt with images is "
@@ -157,8 +155,7 @@ class DynamicGenerationMixin:
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
         for processor in processors:
             if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
-                per_call = {name: model_kwargs[name] for name in PER_CALL if model_kwargs.get(name) is not None}
-                processor.model = _GuidancePass(processor.model, per_call)
+                processor.model = _GuidancePass(processor.model, _per_call(model_kwargs))
                 move_padding_left(processor.unconditional_context)
         return processors
 
@@ -197,6 +194,10 @@ class DynamicGenerationMixin:
             return None
         past_key_values.check_room(attention_mask.shape[1])
         return torch.nn.functional.pad(attention_mask, (0, past_key_values.max_length - attention_mask.shape[1]))
+
+
+def _per_call(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in PER_CALL if kwargs.get(name) is not None}
 
 
 class _GuidancePass:

@@ -24,6 +24,26 @@ ADAPTER_CONFIG = "adapter_config.json"
 _OTHER_FILES = ("gguf_file", "ignore_mismatched_sizes", "key_mapping", "state_dict", "subfolder", "use_safetensors")
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds a peft adapter."""
+    return (folder / ADAPTER_CONFIG).exists()
+
+
+def require_adapter(folder: Path, name: str | Path) -> None:
+    """`ValueError` unless `folder`, which messages call `name`, holds an adapter."""
+    if not is_adapter(folder):
+        raise ValueError(f"{name} holds no {ADAPTER_CONFIG}; it is not a LoRA folder.")
+
+
+def refuse_adapter(folder: Path, name: str | Path) -> None:
+    """`ValueError` where `folder`, which messages call `name`, holds an adapter and not a whole model."""
+    if is_adapter(folder):
+        raise ValueError(
+            f"{name} is a LoRA folder, not a whole model; load it with "
+            "dynamic_llava.checkpoints.load_adapter(folder, base=...)."
+        )
+
+
 class DynamicLoadingMixin:
     """Changes from `PreTrainedModel.from_pretrained`: only predictors may be missing, and that is said once."""
 
@@ -53,11 +73,7 @@ class DynamicLoadingMixin:
 
         Returns the folder's generation configuration; for a damaged one transformers would take the model's.
         """
-        if (folder / ADAPTER_CONFIG).exists():
-            raise ValueError(
-                f"{folder} is a LoRA folder, not a whole model; load it with "
-                "dynamic_llava.checkpoints.load_adapter(folder, base=...)."
-            )
+        refuse_adapter(folder, folder)
         if any(kwargs.get(name) for name in _OTHER_FILES):
             return None
         config = kwargs.get("config")

@@ -12,7 +12,7 @@ HEAD = "lm_head.weight"
 def from_hugging_face(key: str) -> str:
     """Our name of a parameter in `saved` or `llava-hf` names, old or new."""
     for theirs, own in (
-        # Two that transformers reads as older names, and writes where ZeRO-3 has loaded the model.
+        # Two that transformers reads as older names, and that runs with ZeRO-3 of earlier versions hold.
         ("language_model.model.model.", DECODER),
         ("model.language_model.model.", DECODER),
         ("language_model.model.", DECODER),

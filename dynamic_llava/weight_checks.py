@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -69,22 +69,32 @@ def check_tensors(name: str, expected: dict[str, Tensor], tensors: dict[str, Ten
         expected: see `model_weights`.
         tensors: what is stored, by our names.
     """
-    wrong = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in tensors and tuple(value.shape) != tensors[key].shape
-    ]
+    wrong = misshapen(tensors, expected)
     if wrong:
         raise ValueError(
             f"{name}: weights of another shape than config.json says: {some(wrong)}. "
             "Check that config.json (and vision_tower) belong to these weights."
         )
-    others = [f"{key} {info.dtype}" for key, info in tensors.items() if not info.dtype.is_floating_point]
-    if others:
-        raise ValueError(f"{name}: weights that are no floating point numbers: {some(others)}; save it as float.")
+    check_floating(name, tensors)
     # A head of its own may stand beside tied embeddings; transformers loads it then.
     unknown = tensors.keys() - expected.keys() - ({HEAD} if EMBEDDINGS in expected else set())
     return check_keys(name, expected, expected.keys() - tensors.keys(), unknown)
+
+
+def misshapen(weights: Mapping[str, Tensor | TensorInfo], expected: Mapping[str, Tensor]) -> list[str]:
+    """Those of `weights` whose shape is not `expected`, with both shapes."""
+    return [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in weights and tuple(value.shape) != tuple(weights[key].shape)
+    ]
+
+
+def check_floating(name: str | Path, weights: Mapping[str, Tensor | TensorInfo]) -> None:
+    """`ValueError` that lists the weights of another type than floating point numbers."""
+    others = [f"{key} {value.dtype}" for key, value in weights.items() if not value.dtype.is_floating_point]
+    if others:
+        raise ValueError(f"{name}: weights that are no floating point numbers: {some(others)}; save it as float.")
 
 
 def check_keys(name: str, expected: Iterable[str], missing: Iterable[str], unexpected: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ LAYERS = {
     "storage": 0,
     "chat_template": 0,
     "files": 0,
+    "values": 0,
     "errors": 0,
     "model_kinds": 0,
     "parameter_names": 0,

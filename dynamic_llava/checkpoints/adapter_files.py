@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..config_checks import config_errors
 from ..files import read_json_object
-from ..loading import ADAPTER_CONFIG
+from ..loading import ADAPTER_CONFIG, require_adapter
 from ..model_kinds import check_kind, is_published
 from ..parameter_names import DECODER
-from ..weight_checks import PREDICTORS, by_own_name
+from ..weight_checks import PREDICTORS, by_own_name, check_floating, misshapen
 from ..weight_files import check_finite, open_weights, some
 from .keys import own_name, to_published
-from .source import find_folder, is_adapter, read_model_file
+from .source import find_folder, read_model_file
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # What LLaVA's own code trains in full beside its LoRA: the projector, and Dynamic-LLaVA's predictors.
@@ -64,8 +64,7 @@ def read_adapter(name: str | Path) -> AdapterFiles:
         ValueError: not a LoRA folder, damaged files, weights that are no finite floating point numbers.
     """
     folder = find_folder(name)
-    if not is_adapter(folder):
-        raise ValueError(f"{name} holds no {ADAPTER_CONFIG}; it is not a LoRA folder.")
+    require_adapter(folder, name)
     settings = read_json_object(folder / ADAPTER_CONFIG, "LoRA configuration")
     if settings.get("peft_type", "LORA") != "LORA" or settings.get("megatron_config"):
         raise ValueError(f"{folder / ADAPTER_CONFIG} has peft_type {settings.get('peft_type')!r}; plain LoRA is taken.")
@@ -127,11 +126,7 @@ def check_adapter(files: AdapterFiles, expected: dict[str, Tensor], shapes: bool
 
 
 def _check_shapes(file: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    wrong = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if weights[key].shape != value.shape
-    ]
+    wrong = misshapen(weights, expected)
     if wrong:
         raise ValueError(f"{file} does not fit its base: {some(wrong)}. Pass base=, what it was trained on.")
 
@@ -205,8 +200,6 @@ def _by_own_name(file: Path, name_of) -> dict[str, Tensor]:
     read = opened.__getitem__ if isinstance(opened, dict) else opened.get_tensor
     found = by_own_name(str(file), ((name_of(key), key) for key in opened.keys()))  # noqa: SIM118  not a dict
     weights = {own: read(key) for own, key in found.items()}
-    others = [f"{key} {value.dtype}" for key, value in weights.items() if not value.is_floating_point()]
-    if others:
-        raise ValueError(f"{file} holds weights that are no floating point numbers: {some(others)}; save it as float.")
+    check_floating(file, weights)
     check_finite(str(file), weights.items())
     return weights

@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..loading import is_adapter
 from ..model_kinds import check_kind
 from ..weight_checks import check_keys, note_new, noting_new
 from ..weight_files import TensorInfo
 from .adapter_files import FULL_WEIGHTS, AdapterFiles, adapt, check_adapter, lora_weights, read_adapter, take_full
 from .keys import own_name
 from .load import load_source, load_whole
-from .source import CheckpointSource, adapter_chain, base_of, find_folder, is_adapter, open_source
+from .source import CheckpointSource, adapter_chain, base_of, find_folder, open_source
 from .tokenizer import has_tokenizer
 
 

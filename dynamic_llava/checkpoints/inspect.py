@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..loading import is_adapter
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..weight_checks import PREDICTORS
@@ -19,7 +20,7 @@ from ..weight_files import TensorInfo
 from .adapter_files import FULL_WEIGHTS, adapt, read_adapter, take_full
 from .load import published_model_config
 from .opened import open_checkpoint
-from .source import CheckpointSource, adapter_chain, find_folder, is_adapter, open_source, read_config_file
+from .source import CheckpointSource, adapter_chain, find_folder, open_source, read_config_file
 
 
 def inspect_checkpoint(name: str | Path, vision_tower: str | Path | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from transformers import LlavaProcessor
 from transformers.utils import logging
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..loading import is_adapter
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..parameter_names import EMBEDDINGS, HEAD, TOWER
@@ -18,7 +19,7 @@ from ..weight_files import some
 from .aspect_ratio import aspect_ratio_of, published_aspect_ratio, trained_aspect_ratio, with_aspect_ratio
 from .keys import own_name
 from .published_config import read_config
-from .source import CheckpointSource, adapter_chain, find_folder, is_adapter, open_source, read_config_file
+from .source import CheckpointSource, adapter_chain, find_folder, open_source, read_config_file
 from .tokenizer import build_processor, has_tokenizer, image_settings_of, image_token_of, own_processor
 from .tower import has_tower, tower_folder
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..loading import require_adapter
 from .convert import convert
-from .source import ADAPTER_CONFIG, find_folder, is_adapter
+from .source import find_folder
 
 
 def merge_adapter(
@@ -17,7 +18,6 @@ def merge_adapter(
         ValueError, FileNotFoundError: as `load_adapter`.
         FileExistsError, OSError: see `write.atomic_folder`.
     """
-    if not is_adapter(find_folder(adapter)):
-        raise ValueError(f"{adapter} holds no {ADAPTER_CONFIG}; it is not a LoRA folder.")
+    require_adapter(find_folder(adapter), adapter)
     convert(adapter, target, "ours", overwrite=overwrite, base=base)
     print(f"wrote {target}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config_checks import config_errors
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..generation_file import read_generation_config
+from ..loading import is_adapter
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..weight_checks import by_own_name, check_tensors, model_weights, noting_new
@@ -17,7 +18,7 @@ from ..weight_files import TensorInfo
 from .adapters import load_adapter
 from .keys import own_name
 from .load import OWN_TOWER, our_tensors, published_model_config
-from .source import CheckpointSource, find_folder, is_adapter, open_source
+from .source import CheckpointSource, find_folder, open_source
 
 
 @dataclass

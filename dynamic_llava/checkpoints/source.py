@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files import read_json_object
-from ..loading import ADAPTER_CONFIG
+from ..loading import ADAPTER_CONFIG, is_adapter, refuse_adapter
 from ..model_kinds import check_kind
 from ..weight_files import (
     PICKLES,
@@ -121,11 +121,6 @@ def _download(repository: str, revision: str | None, weights: bool) -> Path:
     return folder
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds a peft adapter."""
-    return (folder / ADAPTER_CONFIG).exists()
-
-
 def base_of(folder: Path) -> str:
     """The base that a LoRA folder names; `FileNotFoundError` where it names none."""
     base = read_json_object(folder / ADAPTER_CONFIG, "LoRA configuration").get("base_model_name_or_path")
@@ -198,11 +193,7 @@ def open_source(name: str | Path, any_kind: bool = False) -> CheckpointSource:
         ValueError: not a checkpoint of a whole model, or a file that is damaged or no plain weights.
     """
     folder = find_folder(name)
-    if is_adapter(folder):
-        raise ValueError(
-            f"{name} is a LoRA folder, not a whole model; load it with "
-            "dynamic_llava.checkpoints.load_adapter(folder, base=...)."
-        )
+    refuse_adapter(folder, name)
     config = read_model_file(folder) if any_kind else read_config_file(folder, name)
     files, found = list_weights(folder)
     if not files:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..files import regular_file
 
@@ -82,13 +82,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         upright = _eight_bits(upright)
     elif upright.mode == "F":
         raise ValueError("it is of floating point numbers; write it anew with 8 or 16 bits")
-    return upright.convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     # An orientation that cannot be read turns nothing: the picture itself is whole.
     with suppress(*UNREADABLE):
-        return ImageOps.exif_transpose(image)
+        # Asked first: Pillow copies what it has nothing to turn in.
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
     return image
 
 

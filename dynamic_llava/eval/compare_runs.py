@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json_object
+from ..values import is_finite
 
 RESULTS = "results.json"
 
@@ -81,11 +81,10 @@ def _checked(results: dict[str, Any], file: Path) -> dict[str, Any]:
 def _are_figures(found: Any) -> bool:
     """Whether `found` is task -> name -> number, or None for what was not measured."""
     return isinstance(found, dict) and all(
-        isinstance(entry, dict) and all(value is None or _is_number(value) for value in entry.values())
-        for entry in found.values()
+        isinstance(entry, dict) and all(map(_is_figure, entry.values())) for entry in found.values()
     )
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is one that a float can hold."""
-    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+def _is_figure(value: Any) -> bool:
+    # NaN and infinity may have been measured.
+    return value is None or type(value) is float or (type(value) is int and is_finite(value))

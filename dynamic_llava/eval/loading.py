@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, LlavaConfig, PreTrainedModel, ProcessorMixin
 
 import dynamic_llava  # noqa: F401  registers the model with the Auto classes
 
 from ..checkpoints import load_checkpoint, load_processor
 from ..checkpoints.aspect_ratio import KEEP, PAD, SQUARE, aspect_ratio_of, check_aspect_ratio, with_aspect_ratio
 from ..checkpoints.opened import open_checkpoint
-from ..checkpoints.source import find_folder, is_adapter, read_config_file
+from ..checkpoints.source import find_folder, read_config_file
 from ..configuration_dynamic_llava import check_keep_rate
 from ..efficiency.machine import checked_device
+from ..loading import is_adapter
 from ..model_kinds import is_published
 from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
 from ..weight_files import check_finite
@@ -183,6 +184,8 @@ def _load_whole(path: str, folder: Path, dtype: str | torch.dtype) -> PreTrained
                 "python -m dynamic_llava.checkpoints convert SRC DST --to llava-hf."
             )
         return load_checkpoint(path, dtype=None if dtype == "auto" else dtype)
+    if config["model_type"] != LlavaConfig.model_type:
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
     # Stock LLaVA would make new what is missing, and read what is not finite.
     open_checkpoint(path).close()
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)

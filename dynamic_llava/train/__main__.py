@@ -36,13 +36,13 @@ def _run(arguments: list[str] | None) -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
     parsed = parser.parse_intermixed_args(arguments)
     values, overridden = read_values(parsed.config, parsed.overrides)
-    if not parsed.dry_run:
-        require_packages(values)
     if parsed.dry_run:
-        # What asks for a GPU can be planned without one.
+        # What asks for a GPU, or a package, can be planned without one.
         values["use_cpu"] = True
-    elif values.get("deepspeed"):
-        be_a_group()
+    else:
+        require_packages(values)
+        if values.get("deepspeed"):
+            be_a_group()
     config = resolve(values, parsed.config, overridden)
     if parsed.dry_run:
         words = ["--config", parsed.config, *parsed.overrides]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Any
+
+from ..values import is_finite
 
 # By key, as intervals: a round bracket leaves the end out.
 BOUNDS = {
@@ -54,7 +55,7 @@ def check_bounds(arguments: Any) -> None:
     for field in dataclasses.fields(arguments):
         value, interval = getattr(arguments, field.name), BOUNDS.get(field.name)
         if interval is not None and value is not None and not is_inside(value, interval):
-            what = f"must {in_words(interval)}" if abs(value) <= sys.float_info.max else "must be a finite number"
+            what = f"must {in_words(interval)}" if is_finite(value) else "must be a finite number"
             raise ValueError(f"{field.name} {what}, got {value}.")
         if field.name == "max_steps" and value == 0:
             raise ValueError("max_steps=0 trains nothing; give a number of steps, or leave it to num_train_epochs.")
@@ -64,8 +65,7 @@ def is_inside(value: float, interval: str) -> bool:
     """Whether a number lies in an interval such as `(0, inf)`; NaN lies in none."""
     low, high = map(float, interval[1:-1].split(","))
     above = low < value if interval[0] == "(" else low <= value
-    # What no float holds is as good as infinite.
-    return abs(value) <= sys.float_info.max and above and (value < high if interval[-1] == ")" else value <= high)
+    return is_finite(value) and above and (value < high if interval[-1] == ")" else value <= high)
 
 
 def in_words(interval: str) -> str:

@@ -21,23 +21,13 @@ from dynamic_llava.checkpoints.inspect import inspect_checkpoint
 from ..tiny import tiny_model
 from .doors import LAYOUTS, answers, change_json
 from .test_published import assert_same, inputs_of
-from .writing import model_of, write_published, write_state
+from .writing import model_of, write_state
 
 TINY = "assets/tiny-llava"
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("written")
-    model = model_of()
-    model.save_pretrained(folder / "ours")
-    write_published(model, folder / "published")
-    shutil.copytree(TINY, folder / "tiny")
-    return folder
-
-
-def copy(written, layout, tmp_path):
-    return shutil.copytree(written / layout, tmp_path / "m")
+def copy(layouts, layout, tmp_path):
+    return shutil.copytree(layouts / layout, tmp_path / "m")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +96,8 @@ def copy(written, layout, tmp_path):
         ("published", "hidden_act", None),
     ],
 )
-def test_values_that_describe_no_model(written, tmp_path, layout, keys, value):
-    folder = copy(written, layout, tmp_path)
+def test_values_that_describe_no_model(layouts, tmp_path, layout, keys, value):
+    folder = copy(layouts, layout, tmp_path)
     change_json(folder / "config.json", *keys.split(), value=value)
     for door, said in answers(layout, folder, tmp_path / "out").items():
         assert str(folder) in said, (door, said)
@@ -117,8 +107,8 @@ def test_values_that_describe_no_model(written, tmp_path, layout, keys, value):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b'{"a"', b"\xff\xfe\x00", b"{" * 100_000, b"[" * 100_000])
-def test_damaged_files(written, tmp_path, layout, name, content):
-    folder = copy(written, layout, tmp_path)
+def test_damaged_files(layouts, tmp_path, layout, name, content):
+    folder = copy(layouts, layout, tmp_path)
     (folder / name).write_bytes(content)
     for door, said in answers(layout, folder, tmp_path / "out").items():
         # The published layout has its settings of generation in config.json; conversions write the file all the same.
@@ -127,8 +117,8 @@ def test_damaged_files(written, tmp_path, layout, name, content):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_byte_order_marks(written, tmp_path, layout, encoding):
-    folder = copy(written, layout, tmp_path)
+def test_byte_order_marks(layouts, tmp_path, layout, encoding):
+    folder = copy(layouts, layout, tmp_path)
     for path in folder.glob("*.json"):
         path.write_text(path.read_text(), encoding=encoding)
     assert set(answers(layout, folder, tmp_path / "out").values()) == {"loaded"}
@@ -159,8 +149,8 @@ NEXT = "LLaVA-NeXT"
         ({}, "no model_type"),
     ],
 )
-def test_other_models_are_called_by_their_names(written, tmp_path, config, name):
-    folder = copy(written, "tiny", tmp_path)
+def test_other_models_are_called_by_their_names(layouts, tmp_path, config, name):
+    folder = copy(layouts, "tiny", tmp_path)
     (folder / "config.json").write_text(json.dumps(config))
     said = {**answers("ours", folder, tmp_path / "out"), **answers("published", folder, tmp_path / "out")}
     with pytest.raises(ValueError, match=re.escape(name)):
@@ -213,9 +203,9 @@ def test_generation_settings_of_another_type(tmp_path, value):
 
 
 @pytest.mark.parametrize("gone", [("patch_size",), ("num_additional_image_tokens",), None])
-def test_a_processor_of_an_old_version_takes_the_towers_values(written, tmp_path, gone):
+def test_a_processor_of_an_old_version_takes_the_towers_values(layouts, tmp_path, gone):
     """llava-hf folders of transformers 4.36 have no processor_config.json, those of 4.45 no number of extra tokens."""
-    folder = copy(written, "tiny", tmp_path)
+    folder = copy(layouts, "tiny", tmp_path)
     settings = json.loads((folder / "processor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps(settings.pop("image_processor")))
     for key in gone or ():
@@ -235,8 +225,8 @@ def test_a_processor_of_an_old_version_takes_the_towers_values(written, tmp_path
 )
 @pytest.mark.parametrize("content", ["", "null", "[1]", '{"a": [', "{" * 100_000, "folder", "fifo"])
 @pytest.mark.parametrize("published", [False, True])
-def test_damaged_tokenizers_and_processors(written, tmp_path, name, content, published):
-    folder = copy(written, "tiny", tmp_path)
+def test_damaged_tokenizers_and_processors(layouts, tmp_path, name, content, published):
+    folder = copy(layouts, "tiny", tmp_path)
     if published:
         convert(folder, tmp_path / "published", "published", say=lambda line: None)
         folder = tmp_path / "published"
@@ -252,8 +242,8 @@ def test_damaged_tokenizers_and_processors(written, tmp_path, name, content, pub
 
 
 @pytest.mark.parametrize("change", [{"model": {}}, {"model": {"type": "new"}}, {"added_tokens": [{"id": "x"}]}, {}])
-def test_tokenizers_that_the_library_cannot_read(written, tmp_path, change):
-    folder = copy(written, "tiny", tmp_path)
+def test_tokenizers_that_the_library_cannot_read(layouts, tmp_path, change):
+    folder = copy(layouts, "tiny", tmp_path)
     whole = json.loads((folder / "tokenizer.json").read_text()) if change else {}
     (folder / "tokenizer.json").write_text(json.dumps({**whole, **change}))
     with pytest.raises(ValueError, match=r"tokenizer or processor in .* cannot be read"):
@@ -302,8 +292,8 @@ def test_tied_embeddings(tmp_path, place, caplog):
 
 @pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("odd", ["x", [1], {}, None, "10"])
-def test_tokenizers_with_settings_of_another_type(written, tmp_path, published, odd):
-    folder = copy(written, "tiny", tmp_path)
+def test_tokenizers_with_settings_of_another_type(layouts, tmp_path, published, odd):
+    folder = copy(layouts, "tiny", tmp_path)
     if published:
         convert(folder, tmp_path / "published", "published", say=lambda line: None)
         folder = tmp_path / "published"

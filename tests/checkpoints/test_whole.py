@@ -20,7 +20,7 @@ from dynamic_llava.checkpoints.load import load_weights
 
 from .doors import LAYOUTS, answers
 from .test_published import assert_same
-from .writing import model_of, write_published, write_state
+from .writing import model_of, write_state
 
 FORMATS = ["model.safetensors:3", "pytorch_model.bin"]
 UP = "layers.1.mlp.up_proj.weight"
@@ -31,18 +31,9 @@ def layout(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("written")
-    model = model_of()
-    model.save_pretrained(folder / "ours")
-    write_published(model, folder / "published")
-    return folder
-
-
 @pytest.fixture
-def folder(written, layout, tmp_path):
-    return shutil.copytree(written / layout, tmp_path / "m")
+def folder(layouts, layout, tmp_path):
+    return shutil.copytree(layouts / layout, tmp_path / "m")
 
 
 def state_of(folder) -> dict[str, torch.Tensor]:
@@ -169,8 +160,8 @@ def test_indices_and_shards_that_do_not_belong_together(layout, folder, tmp_path
     assert_all_say(layout, folder, tmp_path, pattern)
 
 
-def test_one_weight_under_two_names(written, tmp_path):
-    folder = shutil.copytree(written / "ours", tmp_path / "m")
+def test_one_weight_under_two_names(layouts, tmp_path):
+    folder = shutil.copytree(layouts / "ours", tmp_path / "m")
     state = state_of(folder)
     key = next(key for key in state if UP in key)
     assert key.startswith("language_model.model.")
@@ -236,8 +227,8 @@ def test_what_is_no_file_is_refused_and_never_waited_on(layout, folder, tmp_path
     assert_all_say(layout, folder, tmp_path, "no regular file|is a folder")
 
 
-def test_a_run_goes_on_from_whole_weights_alone(written, tmp_path):
-    folder = shutil.copytree(written / "ours", tmp_path / "m")
+def test_a_run_goes_on_from_whole_weights_alone(layouts, tmp_path):
+    folder = shutil.copytree(layouts / "ours", tmp_path / "m")
     model, other = model_of(seed=1), DynamicLlavaForConditionalGeneration.from_pretrained(folder)
     load_weights(model, folder)
     assert_same(model, other)
