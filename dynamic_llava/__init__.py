@@ -1,35 +1,25 @@
 """Dynamic-LLaVA on stock transformers: public names, and registration with the Auto classes."""
 
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
 from .errors import end_quietly_on_interrupt, starts_a_command
 
-# isort: split
-if starts_a_command():
-    # What follows takes seconds.
-    end_quietly_on_interrupt()
+if TYPE_CHECKING:
+    from . import selection
+    from .cache import SparseCache
+    from .configuration_dynamic_llava import DynamicLlavaConfig
+    from .modeling_dynamic_llava import DynamicLlavaForConditionalGeneration, DynamicLlavaModel
+    from .sparsity_config import SparsityConfig
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-    LlavaProcessor,
-)
-
-from . import selection
-from .cache import SparseCache
-from .configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
-from .loading import register_key_renaming
-from .modeling_dynamic_llava import DynamicLlavaForConditionalGeneration, DynamicLlavaModel
-
-AutoConfig.register(DynamicLlavaConfig.model_type, DynamicLlavaConfig, exist_ok=True)
-AutoModel.register(DynamicLlavaConfig, DynamicLlavaModel, exist_ok=True)
-AutoModelForImageTextToText.register(DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, exist_ok=True)
-AutoModelForMultimodalLM.register(DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(DynamicLlavaConfig, LlavaProcessor, exist_ok=True)
-register_key_renaming(
-    DynamicLlavaConfig.model_type, DynamicLlavaForConditionalGeneration.__name__, DynamicLlavaModel.__name__
-)
+try:
+    __version__ = version("dynamic-llava")
+except PackageNotFoundError:
+    # A checkout that nobody has installed.
+    __version__ = "unknown"
 
 __all__ = [
     "DynamicLlavaConfig",
@@ -39,3 +29,27 @@ __all__ = [
     "SparsityConfig",
     "selection",
 ]
+
+_HOMES = {
+    "DynamicLlavaConfig": "configuration_dynamic_llava",
+    "DynamicLlavaForConditionalGeneration": "modeling_dynamic_llava",
+    "DynamicLlavaModel": "modeling_dynamic_llava",
+    "SparseCache": "cache",
+    "SparsityConfig": "sparsity_config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "selection":
+        return importlib.import_module(".selection", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+if starts_a_command():
+    # A command imports what it needs when it knows its arguments: torch and transformers take seconds.
+    end_quietly_on_interrupt()
+else:
+    # Importing registers them.
+    from . import modeling_dynamic_llava, selection  # noqa: F401

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from .cache_layers import FixedLayer, SparseLayer
-from .slots import SlotTable
+from .kept_table import KeptTable
 
 
 class SparseCache(Cache):
@@ -45,7 +45,7 @@ class SparseCache(Cache):
         num_layers = config.text_config.num_hidden_layers
         self.sparse_layer = config.sparsity.sparse_layer
         self.max_length = max_length
-        self.table = SlotTable(block_size, fixed_size=max_length)
+        self.table = KeptTable(block_size, fixed_size=max_length)
         layers: list[CacheLayerMixin] = [
             DynamicLayer() if max_length is None else FixedLayer(max_length) for _ in range(self.sparse_layer)
         ]

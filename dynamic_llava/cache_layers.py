@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
-from .slots import SlotTable
+from .kept_table import KeptTable
 from .storage import extend, mark_static, persistent
 
 
 class SparseLayer(CacheLayerMixin):
-    """Keys and values of one sparse layer in the slots of a shared `SlotTable`, `(B, H_kv, capacity, d)` each."""
+    """Keys and values of one sparse layer in the slots of a shared `KeptTable`, `(B, H_kv, capacity, d)` each."""
 
     is_sliding = False
     is_croppable = True
@@ -21,7 +21,7 @@ class SparseLayer(CacheLayerMixin):
         """Whether the storage has a fixed size."""
         return self.table.fixed_size is not None
 
-    def __init__(self, table: SlotTable) -> None:
+    def __init__(self, table: KeptTable) -> None:
         super().__init__()
         self.table = table
 

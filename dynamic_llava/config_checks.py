@@ -11,6 +11,8 @@ import torch
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .values import MOST_SIZE
+
 POSITIVE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
     *("num_key_value_heads", "max_position_embeddings", "image_size", "patch_size", "num_channels"),
@@ -19,8 +21,6 @@ EPSILONS = ("rms_norm_eps", "layer_norm_eps")
 ACTIVATIONS = ("hidden_act", "projector_hidden_act")
 # More layers than any such model has; making the modules of a billion would not end.
 MOST_LAYERS = 1000
-# More than any of them; their products still fit the sizes of tensors.
-MOST_SIZE = 2**31 - 1
 
 
 @contextmanager

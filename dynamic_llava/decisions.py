@@ -1,156 +1,171 @@
-"""Which tokens the sparse layers still see: Gumbel draws in training, predictions in inference."""
+"""Which tokens the sparse layers still see: Gumbel draws in training, rules in inference; one path for every kind."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import functional
-from .options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR, SparsityOptions
-from .token_spans import TokenSpans
+from .functional import (
+    budget_loss,
+    gather_kept,
+    gumbel_keep_mask,
+    match_keep_rate,
+    pack_left,
+    sample_gumbel,
+    scatter_kept,
+)
+from .options import KindOptions, SparsityOptions
+from .rules import Evidence, keep_of
+from .token_masks import TokenMasks
+
+
+@dataclass
+class KindDecision:
+    """What a call decided on the tokens of one kind.
+
+    Attributes:
+        keep_mask: `(B, N)`, 1 where the token is kept or not judged here (float with gradients in training, else bool).
+        keep_logits: `(B, N_kind, 2)` of the predictor, rows packed to the left; None where it was not asked.
+        budget_loss: scalar, in training.
+    """
+
+    keep_mask: Tensor
+    keep_logits: Tensor | None = None
+    budget_loss: Tensor | None = None
 
 
 @dataclass
 class Decision:
-    """What a call decided, by predictor.
+    """What a call decided: `kinds` by name, those that had tokens to judge, and the new state of the output rule."""
 
-    Keep masks are `(B, N)`, 1 where that predictor keeps the token or does not judge it (float with gradients in
-    training, bool in inference); None where nothing was judged. Keep logits are `(B, N_image, 2)` and
-    `(B, N_output, 2)`, rows packed to the left.
-    """
+    kinds: dict[str, KindDecision] = field(default_factory=dict)
+    state: Tensor | None = None
 
-    image_keep_mask: Tensor | None = None
-    output_keep_mask: Tensor | None = None
-    image_keep_logits: Tensor | None = None
-    output_keep_logits: Tensor | None = None
-    image_budget_loss: Tensor | None = None
-    output_budget_loss: Tensor | None = None
-    steering: Tensor | None = None
-    instruct_keep_mask: Tensor | None = None
-    instruct_keep_logits: Tensor | None = None
-    instruct_budget_loss: Tensor | None = None
+    def keep_masks(self) -> list[Tensor]:
+        """The keep masks of all kinds."""
+        return [decided.keep_mask for decided in self.kinds.values()]
 
-    def keep_mask(self, like: Tensor) -> Tensor:
+    def keep_mask(self, kind: str) -> Tensor | None:
+        """The keep mask of one kind, None where it was not judged."""
+        return self.kinds[kind].keep_mask if kind in self.kinds else None
+
+    def gates(self, like: Tensor) -> Tensor:
         """Product of the masks, `(B, N)` in the dtype of `like (B, N)`."""
         keep = torch.ones_like(like)
-        for mask in (self.image_keep_mask, self.output_keep_mask, self.instruct_keep_mask):
-            if mask is not None:
-                keep = keep * mask.to(keep.dtype)
+        for mask in self.keep_masks():
+            keep = keep * mask.to(keep.dtype)
         return keep
 
+    def outputs(self) -> dict[str, Tensor | None]:
+        """`image_keep_mask`, `image_keep_logits`, `image_budget_loss` and so on, by the names of the model's output."""
+        return {
+            f"{kind}_{name}": value for kind, decided in self.kinds.items() for name, value in vars(decided).items()
+        }
 
-def draw(model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions) -> Decision:
-    """Training: hard Gumbel masks over image tokens and answers, and their budget losses.
 
-    Both predictors run in every call, also on a batch without images or answers, so that all ranks of a distributed
-    run do the same.
+def predictor_of(model: nn.Module, kind: str) -> nn.Module:
+    """The predictor of a kind of tokens; decoders have one for each kind that is judged."""
+    return getattr(model, f"{kind}_predictor")
+
+
+def draw(model: nn.Module, hidden: Tensor, tokens: TokenMasks, options: SparsityOptions) -> Decision:
+    """Training: hard Gumbel masks over the tokens of each kind, and their budget losses; short rows are kept whole.
+
+    All predictors run in every call, also on a batch without images or answers, so that all ranks of a distributed run
+    do the same.
     """
     decision = Decision()
-    ones = torch.ones(hidden.shape[:2], device=hidden.device)
-    nothing = torch.zeros_like(spans.present)
-    if options.image_sparsity:
-        index, valid, _ = functional.pack_left(nothing if spans.image is None else spans.image)
-        logits = model.image_predictor(functional.gather_kept(hidden, index), valid)
-        mask = _draw_masks(logits, valid, options, options.image_keep_rate)
-        decision.image_keep_logits = logits
-        decision.image_keep_mask = functional.scatter_kept(mask, index, valid, ones)
-        decision.image_budget_loss = functional.budget_loss(mask, valid, options.image_keep_rate)
-    if options.output_sparsity:
-        decision.output_keep_logits, decision.output_keep_mask, decision.output_budget_loss = _draw_tokens(
-            model.output_predictor,
-            hidden,
-            nothing if spans.output is None else spans.output,
-            options,
-            options.output_keep_rate,
-            options.min_output_length,
-        )
-    if options.instruct_sparsity:
-        decision.instruct_keep_logits, decision.instruct_keep_mask, decision.instruct_budget_loss = _draw_tokens(
-            model.instruct_predictor,
-            hidden,
-            nothing if spans.instruct is None else spans.instruct,
-            options,
-            options.instruct_keep_rate,
-            options.min_instruct_length,
+    for kind, settings in options.kinds.items():
+        judged = tokens.of(kind)
+        index, valid, _ = pack_left(torch.zeros_like(tokens.present) if judged is None else judged)
+        logits = predictor_of(model, kind)(gather_kept(hidden, index), valid)
+        mask = _draw_masks(logits, valid, options, settings)
+        long_enough = valid.sum(dim=-1) >= settings.min_length
+        ones = torch.ones(hidden.shape[:2], device=hidden.device)
+        decision.kinds[kind] = KindDecision(
+            keep_mask=scatter_kept(mask, index, valid & long_enough[:, None], ones),
+            keep_logits=logits,
+            budget_loss=budget_loss(mask, valid, settings.keep_rate, long_enough),
         )
     return decision
 
 
-def _draw_masks(logits: Tensor, valid: Tensor, options: SparsityOptions, keep_rate: float) -> Tensor:
+def _draw_masks(logits: Tensor, valid: Tensor, options: SparsityOptions, settings: KindOptions) -> Tensor:
     """Hard Gumbel masks `(B, K)` of `logits (B, K, 2)`."""
-    if options.elastic and keep_rate < 1:
-        logits = functional.match_keep_rate(logits, valid, keep_rate)
-    noise = functional.sample_gumbel(tuple(logits.shape), device=logits.device)
-    return functional.gumbel_keep_mask(logits, noise, options.gumbel_tau)
-
-
-def _draw_tokens(
-    predictor, hidden: Tensor, tokens: Tensor, options: SparsityOptions, keep_rate: float, min_length: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep logits, keep mask and budget loss of `tokens (B, N)`, judged one by one; short rows are kept whole."""
-    index, valid, _ = functional.pack_left(tokens)
-    logits = predictor(functional.gather_kept(hidden, index))
-    mask = _draw_masks(logits, valid, options, keep_rate)
-    long_enough = valid.sum(dim=-1) >= min_length
-    ones = torch.ones(hidden.shape[:2], device=hidden.device)
-    keep = functional.scatter_kept(mask, index, valid & long_enough[:, None], ones)
-    return logits, keep, functional.budget_loss(mask, valid, keep_rate, long_enough)
+    if options.elastic and settings.keep_rate < 1:
+        logits = match_keep_rate(logits, valid, settings.keep_rate)
+    noise = sample_gumbel(tuple(logits.shape), device=logits.device)
+    return gumbel_keep_mask(logits, noise, options.gumbel_tau)
 
 
 def decide(
-    model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions, steering: Tensor | None = None
+    model: nn.Module,
+    hidden: Tensor,
+    embedded: Tensor,
+    tokens: TokenMasks,
+    options: SparsityOptions,
+    state: Tensor | None = None,
 ) -> Decision:
-    """Inference: top-k or threshold over the image tokens, keep iff `logit0 > logit1` for output tokens.
+    """Inference: what the rules keep of the tokens of each kind.
 
     Args:
-        steering: `(B, 3)` state of earlier output tokens where `options.steer_output`, None at the first.
+        model: the decoder, with its predictors.
+        hidden, embedded: `(B, N, D)` behind the dense layers and in front of them.
+        tokens: of this call.
+        options: what is dropped, and by which rules.
+        state: `(B, S)` of the output rule behind earlier tokens, None at the first.
     """
     decision = Decision()
-    if spans.image is not None and not options.keeps_all_images:
-        index, valid, _ = functional.pack_left(spans.image)
-        packed = functional.gather_kept(hidden, index)
-        keep, decision.image_keep_logits = _judge_images(model, packed, valid, options)
-        decision.image_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
-    if options.output_sparsity and spans.output is not None:
-        _judge_outputs(model, hidden, spans, options, steering, decision)
-    if options.instruct_sparsity and spans.instruct is not None:
-        index, valid, _ = functional.pack_left(spans.instruct)
-        logits = decision.instruct_keep_logits = model.instruct_predictor(functional.gather_kept(hidden, index))
-        keep = logits[..., 0] > logits[..., 1]
-        decision.instruct_keep_mask = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
+    for kind in options.kinds:
+        judged, rule = tokens.of(kind), options.rule(kind)
+        if judged is None or (kind == "image" and options.keeps_all_images):
+            continue
+        single = kind == "output" and tokens.single_output
+        index, valid, _ = (None, judged, True) if single else pack_left(judged)
+        packed = hidden if index is None else gather_kept(hidden, index)
+        evidence = Evidence(packed, valid, options.rate(kind), kind == "output" and options.drive_output, index)
+        if "keep_logits" in rule.needs:
+            evidence.keep_logits = predictor_of(model, kind)(packed, valid)
+        if "features" in rule.needs:
+            evidence.features = embedded if index is None else gather_kept(embedded, index)
+        if "text" in rule.needs:
+            text, evidence.text_valid, _ = pack_left(tokens.text())
+            evidence.text = gather_kept(hidden, text)
+        if kind == "image":
+            keep = keep_of(rule, evidence)
+        else:
+            before = hidden.new_zeros(len(hidden), rule.state_size, dtype=torch.float32) if state is None else state
+            keep, after = rule.keep(evidence, before)
+            if kind == "output" and after is not before:
+                decision.state = after
+        if index is not None:
+            keep = scatter_kept(keep, index, valid, torch.ones_like(tokens.present))
+        decision.kinds[kind] = KindDecision(keep, evidence.keep_logits)
     return decision
 
 
-def _judge_images(model, hidden: Tensor, valid: Tensor, options: SparsityOptions) -> tuple[Tensor, Tensor | None]:
-    if options.image_selector != PREDICTOR:
-        scores = IMAGE_SELECTORS[options.image_selector](hidden, valid)
-        return functional.top_k_keep_mask(scores, valid, options.image_keep_rate), None
-    logits = model.image_predictor(hidden, valid)
-    if options.image_selection == "threshold":
-        return functional.threshold_keep_mask(logits, valid), logits
-    return functional.top_k_keep_mask(functional.keep_scores(logits), valid, options.image_keep_rate), logits
+def split_computed(decision: Decision, tokens: TokenMasks) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens the sparse layers compute, and which of these are dropped, `(B, N)` bool; None where none is judged.
+
+    Dropped tokens leave, but for those whose logits count: the last of a row, and with labels all that are supervised.
+    These see the kept tokens and themselves, and no other token sees them.
+    """
+    masks = decision.keep_masks()
+    if not masks:
+        return None, None
+    keep = torch.stack(masks).all(dim=0)
+    computed = keep | (tokens.present.flip(-1).cumsum(dim=-1).flip(-1) == 1)
+    if tokens.supervised is not None:
+        computed = computed | tokens.supervised
+    computed = computed & tokens.present
+    return computed, computed & ~keep
 
 
-def _judge_outputs(
-    model, hidden: Tensor, spans: TokenSpans, options: SparsityOptions, steering: Tensor | None, decision: Decision
-) -> None:
-    if spans.single_output:
-        index, valid, packed = None, spans.output, hidden
-    else:
-        index, valid, _ = functional.pack_left(spans.output)
-        packed = functional.gather_kept(hidden, index)
-    if options.output_selector != PREDICTOR:
-        keep = OUTPUT_SELECTORS[options.output_selector](packed, options.output_keep_rate)
-    else:
-        logits = decision.output_keep_logits = model.output_predictor(packed)
-        if options.steer_output and options.output_keep_rate < 1:
-            if steering is None:
-                steering = functional.new_steering(len(hidden), hidden.device)
-            keep, decision.steering = functional.steered_keep_mask(logits, valid, options.output_keep_rate, steering)
-        else:
-            keep = (logits[..., 0] > logits[..., 1]) | options.steer_output
-    if index is not None:
-        keep = functional.scatter_kept(keep, index, valid, torch.ones_like(spans.present))
-    decision.output_keep_mask = keep
+def chosen_from(decision: Decision, tokens: TokenMasks) -> Tensor:
+    """`(B, N)` bool: the tokens on which it depended which ones left the sequence."""
+    if decision.keep_mask("instruct") is not None:
+        # The user's turn is told by the marker behind it.
+        return torch.ones_like(tokens.present)
+    return torch.zeros_like(tokens.present) if tokens.image is None else tokens.image

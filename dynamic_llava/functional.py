@@ -1,14 +1,21 @@
-"""Pure tensor functions of Dynamic-LLaVA: noise, keep masks, packing, masked softmax, budget. Imports torch alone.
+"""Pure tensor functions of Dynamic-LLaVA: noise, keep masks, packing, budget. Imports torch alone.
 
-Keep masks hold 1 where a token is kept. Keep logits have two channels and index 0 means keep.
+Words of this package for Boolean masks, one for each idea:
+    present: the token is no padding.
+    valid: the entry of a packed tensor is a real one.
+    keep: a predictor or a rule keeps the token (keep masks hold 1 there; of keep logits `(..., 2)` index 0 means keep).
+    judged: a predictor or a rule decides on the token.
+    visible: the query may see the key.
+    causal: the key is neither in the future of the query nor padding: what is visible where all is kept.
+    computed: the sparse layers compute the token; all that are kept, and dropped ones whose logits count.
+    supervised: the next token of this one has a label.
+Image, output and instruct are kinds of tokens. A rule selects; a predictor is a learned rule.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-GATE_ESTIMATORS = ("bounded", "exact")
 
 
 def sample_gumbel(
@@ -82,22 +89,34 @@ def keep_scores(keep_logits: Tensor) -> Tensor:
     return keep_logits.float().log_softmax(dim=-1)[..., 0]
 
 
-def top_k_keep_mask(scores: Tensor, valid: Tensor, keep_rate: float) -> Tensor:
-    """Keep the `int(n * keep_rate)` highest scores of each row, n counted over the row's valid entries.
+def keep_counts(valid: Tensor, keep_rate: float) -> Tensor:
+    """How many tokens a row keeps: `int(n * keep_rate)`, n counted over its valid entries.
 
     Args:
-        scores: `(B, N)` float, higher means keep.
-        valid: `(B, N)` bool; invalid entries are never kept and never counted.
+        valid: `(B, N)` bool.
         keep_rate: in (0, 1].
 
     Returns:
-        `(B, N)` bool. NOTE(published code): a row with valid entries keeps at least one, where
-        `int(n * keep_rate)` would be 0.
+        `(B,)` long. NOTE(published code): a row with valid entries keeps at least one, where `int(n * keep_rate)` would
+        be 0.
     """
     counts = valid.sum(dim=-1)
     # float64, as Python's int(n * rate) computes it.
     keep = (counts.double() * keep_rate).floor().long()
-    keep = torch.minimum(keep.clamp(min=1), counts)
+    return torch.minimum(keep.clamp(min=1), counts)
+
+
+def top_k_keep_mask(scores: Tensor, valid: Tensor, keep: Tensor) -> Tensor:
+    """Keep the highest scores of each row; of equal ones the first.
+
+    Args:
+        scores: `(B, N)` float, higher means keep.
+        valid: `(B, N)` bool; invalid entries are never kept.
+        keep: `(B,)` long, how many of each row, at most as many as are valid.
+
+    Returns:
+        `(B, N)` bool.
+    """
     order = scores.float().masked_fill(~valid, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
@@ -115,13 +134,12 @@ def threshold_keep_mask(keep_logits: Tensor, valid: Tensor) -> Tensor:
     Returns:
         `(B, N)` bool.
     """
-    best = top_k_keep_mask(keep_scores(keep_logits), valid, keep_rate=torch.finfo(torch.float64).tiny)
+    best = top_k_keep_mask(keep_scores(keep_logits), valid, valid.any(dim=-1).long())
     return ((keep_logits[..., 0] > keep_logits[..., 1]) & valid) | best
 
 
-def new_steering(batch_size: int, device: torch.device) -> Tensor:
-    """State of `steered_keep_mask` before the first token: `(B, 3)` threshold, sum of |margin|, tokens."""
-    return torch.zeros(batch_size, 3, device=device)
+#: Numbers of a row that `steered_keep_mask` carries on: threshold, sum of |margin|, tokens; 0 at the first token.
+STEERING_SIZE = 3
 
 
 def steered_keep_mask(keep_logits: Tensor, valid: Tensor, keep_rate: float, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +153,7 @@ def steered_keep_mask(keep_logits: Tensor, valid: Tensor, keep_rate: float, stat
         keep_logits: `(B, T, 2)` float, rows packed to the left, index 0 means keep.
         valid: `(B, T)` bool.
         keep_rate: in (0, 1).
-        state: `(B, 3)` from `new_steering` or the previous call.
+        state: `(B, STEERING_SIZE)` of the previous call, 0 at the first.
 
     Returns:
         `(B, T)` bool and the new state.
@@ -195,91 +213,6 @@ def scatter_kept(packed: Tensor, index: Tensor, valid: Tensor, fill: Tensor) -> 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     """`tensor`, to the bit, whose gradient is multiplied by `factor`."""
     return tensor.detach() + factor * (tensor - tensor.detach())
-
-
-def gate_weights(scores: Tensor, lse: Tensor, visible: Tensor, estimator: str) -> Tensor:
-    """Weight `w_ij` with which column j enters the gradient of its gate (see `masked_softmax`).
-
-    Args:
-        scores: `(..., N, N)` float attention scores.
-        lse: `(..., N, 1)` log-sum-exp over the visible columns.
-        visible: bool, broadcastable to `scores`.
-        estimator: `exact` is `exp(s - lse)` everywhere, the derivative of Eq. 7; `bounded` replaces it for
-            dropped columns by `sigmoid(s - lse)`, the weight the column would have if it were kept.
-    """
-    gap = scores - lse
-    if estimator == "exact":
-        return gap.exp()
-    return torch.where(visible, gap.exp(), gap.sigmoid())
-
-
-class _MaskedSoftmax(torch.autograd.Function):
-    """Softmax over the visible columns; the backward also gives the gradient of the gates."""
-
-    @staticmethod
-    def forward(ctx, scores: Tensor, keep_mask: Tensor, candidates: Tensor, estimator: str) -> Tensor:
-        visible = visible_columns(keep_mask, candidates)
-        masked = scores.masked_fill(~visible, float("-inf"))
-        lse = masked.logsumexp(dim=-1, keepdim=True)
-        weights = (masked - lse).exp()
-        ctx.save_for_backward(scores, lse, weights, visible, candidates)
-        ctx.estimator = estimator
-        return weights
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        scores, lse, weights, visible, candidates = ctx.saved_tensors
-        centred = grad - (grad * weights).sum(dim=-1, keepdim=True)
-        gate = gate_weights(scores, lse, visible, ctx.estimator) * centred
-        # A token always sees itself whatever its gate, and never the future or padding.
-        gate = gate.masked_fill(~off_diagonal(candidates), 0.0)
-        return weights * centred, gate.sum(dim=(1, 2)), None, None
-
-
-def off_diagonal(candidates: Tensor) -> Tensor:
-    """`candidates (..., N, N)` without its diagonal."""
-    size = candidates.shape[-1]
-    return candidates & ~torch.eye(size, dtype=torch.bool, device=candidates.device)
-
-
-def visible_columns(keep_mask: Tensor, candidates: Tensor) -> Tensor:
-    """Columns that take part: kept ones among the candidates, and the diagonal (paper, Eq. 7).
-
-    Args:
-        keep_mask: `(B, N)`, 1 = keep.
-        candidates: `(B or 1, 1, N, N)` bool, true where key j is neither in the future nor padding.
-
-    Returns:
-        `(B, 1, N, N)` bool; the diagonal is always true, so that no row is empty.
-    """
-    size = candidates.shape[-1]
-    diagonal = torch.eye(size, dtype=torch.bool, device=candidates.device)
-    return (candidates & (keep_mask.detach() > 0.5)[:, None, None, :]) | diagonal
-
-
-def masked_softmax(scores: Tensor, keep_mask: Tensor, candidates: Tensor, estimator: str = "bounded") -> Tensor:
-    """MaskedSoftmax (paper, Eq. 7, epsilon 0): softmax over kept columns and the diagonal, with gate gradients.
-
-    Args:
-        scores: `(B, H, N, N)` float32 attention scores.
-        keep_mask: `(B, N)` float, exactly 0 or 1; receives a gradient.
-        candidates: `(B or 1, 1, N, N)` bool, true where key j is neither in the future of i nor padding.
-        estimator: gradient of the gates of dropped columns, `bounded` or `exact` (see `gate_weights`).
-
-    Returns:
-        `(B, H, N, N)` float32 weights; each row sums to 1.
-
-    Raises:
-        ValueError: unknown estimator.
-    """
-    check_estimator(estimator)
-    return _MaskedSoftmax.apply(scores, keep_mask, candidates, estimator)
-
-
-def check_estimator(estimator: str) -> None:
-    """Raise `ValueError` unless `estimator` is one of `GATE_ESTIMATORS`."""
-    if estimator not in GATE_ESTIMATORS:
-        raise ValueError(f"Unknown gate_estimator {estimator!r}; use one of {', '.join(GATE_ESTIMATORS)}.")
 
 
 def budget_loss(keep_mask: Tensor, valid: Tensor, keep_rate: float, counted: Tensor | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,18 +14,14 @@ from transformers.utils import ModelOutput
 
 from .cache import SparseCache, require_sparse_cache
 from .generation_record import GenerationRecord, RecordedStops
-from .options import SparsityOptions
+from .options import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, SparsityOptions, given_arguments
 from .padding import move_padding_left
 from .statistics import SparsityStatistics
 
 BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 CACHES = (None, "dynamic", "static", "offloaded")
-# The arguments of `forward` that say what a call drops; they count in every pass of a `generate`.
-PER_CALL = tuple(
-    name for name in inspect.signature(SparsityOptions.resolve).parameters if name.startswith(("image_", "output_"))
-)
 # Those that say how it learns or is scored; `generate` counts for itself what was generated.
-NOT_GENERATING = ("labels", "output_mask", "gumbel_tau", "elastic", "num_items_in_batch", "num_generated")
+NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "num_generated", *TRAINING_ARGUMENTS)
 
 
 class DynamicGenerationMixin:
@@ -66,7 +61,7 @@ class DynamicGenerationMixin:
             raise ValueError(f"{', '.join(idle)} of forward: generate makes no use of it. Leave it out.")
         if kwargs.get("past_key_values") is not None:
             require_sparse_cache(kwargs["past_key_values"])
-        SparsityOptions.resolve(self.config.sparsity, training=False, **_per_call(kwargs))
+        SparsityOptions.resolve(self.config.sparsity, training=False, call=_per_call(kwargs))
         move_padding_left(kwargs)
         # Counted up behind every pass by `_update_model_kwargs_for_generation`.
         kwargs["num_generated"] = 0
@@ -82,6 +77,11 @@ class DynamicGenerationMixin:
             raise ValueError("return_sparsity=True reads the SparseCache; leave out use_cache=False.")
         output["sparsity"] = SparsityStatistics.of_generation(cache, record, output.get("beam_indices"), prompt_mask)
         return output
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """As `GenerationMixin`, which knows the named arguments of `forward` alone."""
+        known = set(GENERATE_ARGUMENTS)
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refused: `generate_batch`, `cache_implementation="paged"` and `transformers serve` all begin here."""
@@ -127,8 +127,8 @@ class DynamicGenerationMixin:
     def _check_chunks(self, generation_config, model_kwargs: dict[str, Any]) -> None:
         pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
         if generation_config.prefill_chunk_size is not None and pictures:
-            options = SparsityOptions.resolve(self.config.sparsity, training=False, **_per_call(model_kwargs))
-            if options.instruct_sparsity or not options.keeps_all_images:
+            options = SparsityOptions.resolve(self.config.sparsity, training=False, call=_per_call(model_kwargs))
+            if "instruct" in options.kinds or not options.keeps_all_images:
                 raise ValueError(
                     f"prefill_chunk_size={generation_config.prefill_chunk_size}: what stays of a prompt with images is "
                     "chosen over the whole of it. Leave it out, or keep all image tokens (image_keep_rate=1.0)."
@@ -197,7 +197,8 @@ class DynamicGenerationMixin:
 
 
 def _per_call(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in PER_CALL if kwargs.get(name) is not None}
+    """What says what the call drops; it counts in every pass of a `generate`."""
+    return given_arguments(kwargs, GENERATE_ARGUMENTS)
 
 
 class _GuidancePass:

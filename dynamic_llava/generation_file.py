@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from .config_checks import config_errors
-from .files import read_json_object
+from .reading import read_json_object
 
 logger = logging.get_logger(__name__)
 

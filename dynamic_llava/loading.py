@@ -7,13 +7,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import GenerationConfig
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from .files import regular_file
 from .generation_file import read_generation_config, unset_idle
 from .model_card import write_model_card
+from .reading import regular_file
 from .weight_checks import PREDICTORS, check_keys, check_weights, note_new
 from .weight_files import check_finite
 
@@ -147,11 +146,3 @@ def _spare_predictors(quantization):
     spared = quantization.llm_int8_skip_modules or ["lm_head"]
     quantization.llm_int8_skip_modules = [*spared, *(name.rstrip(".") for name in PREDICTORS)]
     return quantization
-
-
-def register_key_renaming(model_type: str, class_name: str, base_class_name: str) -> None:
-    """Give our classes LLaVA's renaming of old checkpoint keys, which out-of-tree subclasses do not inherit."""
-    for name, stock in ((model_type, "llava"), (class_name, "llava"), (base_class_name, "LlavaModel")):
-        mapping = get_checkpoint_conversion_mapping(stock)
-        if mapping is not None:
-            register_checkpoint_conversion_mapping(name, mapping, overwrite=True)

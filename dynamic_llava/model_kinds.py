@@ -7,6 +7,8 @@ from typing import Any
 # `model_type` of LLaVA's and Dynamic-LLaVA's own code ("llava" is Hugging Face's too, which has a `text_config`).
 PUBLISHED_MODEL_TYPES = ("llava_llama", "llava", "dynamic_llava_llama")
 HUGGING_FACE_MODEL_TYPES = ("llava", "dynamic_llava")
+# Stock decoders that have a sparse form, by `model_type`.
+DECODERS = {"llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "Qwen2Model", "qwen3": "Qwen3Model"}
 NEXT = "LLaVA-NeXT (LLaVA-1.6)"
 # The names under which people know what others than these hold.
 NAMES = {

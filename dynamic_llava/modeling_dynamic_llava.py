@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
@@ -9,17 +11,40 @@ from transformers.cache_utils import Cache
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from . import call_inputs
 from .cache import SparseCache
+from .call_checks import (
+    check_cache,
+    check_features,
+    check_keywords,
+    check_labels,
+    check_sources,
+    check_tensors,
+    count_generated,
+    embed,
+    image_positions,
+    instruct_tokens,
+    new_columns,
+    refuse_cache,
+    split_arguments,
+)
 from .compat import slice_logits_to_keep
 from .configuration_dynamic_llava import DynamicLlavaConfig
 from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
-from .modeling_dynamic_llama import DynamicLlamaModel
+from .modeling_sparse_decoder import sparse_decoder_class
 from .options import SparsityOptions
 from .outputs import DynamicLlavaModelOutput, DynamicLlavaOutput
 from .projector import MultiModalProjector
-from .token_spans import IGNORE_INDEX, check_position_ids, find_spans
+from .registration import register_classes
+from .token_masks import IGNORE_INDEX, check_position_ids, find_masks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import CallArguments
+
+# Arguments of the call that concern the tower.
+TOWER_ARGUMENTS = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
 
 
 class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -34,7 +59,7 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
     """Tower, projector and sparse decoder.
 
     Changes from `LlavaModel`:
-        - the decoder is a `DynamicLlamaModel`;
+        - the decoder is the sparse form of the stock one;
         - `forward` finds the image and output tokens and passes on what the call drops.
     """
 
@@ -46,7 +71,7 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = MultiModalProjector(config)
-        self.language_model = DynamicLlamaModel(config.text_config, config.sparsity)
+        self.language_model = sparse_decoder_class(config.text_config.model_type)(config.text_config, config.sparsity)
         self.post_init()
 
     @can_return_tuple
@@ -58,9 +83,6 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        image_sizes: Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
@@ -69,90 +91,66 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
         options: SparsityOptions | None = None,
         **kwargs,
     ) -> DynamicLlavaModelOutput:
-        """As `LlavaModel.forward`; for `labels`, `num_generated` see `DynamicLlavaForConditionalGeneration.forward`."""
-        call_inputs.check_keywords(kwargs, DynamicLlavaForConditionalGeneration.forward)
-        call_inputs.check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-        call_inputs.check_tensors(position_ids=position_ids, labels=labels, output_mask=output_mask)
-        call_inputs.check_sources(input_ids, inputs_embeds, pixel_values, mm_encoder_outputs)
-        sparsity = self.config.sparsity
-        options = options or SparsityOptions.resolve(sparsity, training=False)
-        embedding = self.get_input_embeddings()
+        """As `LlavaModel.forward`; for further arguments see `DynamicLlavaForConditionalGeneration`."""
+        check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        check_tensors(position_ids=position_ids, labels=labels, output_mask=output_mask)
+        check_sources(input_ids, inputs_embeds, pixel_values, mm_encoder_outputs)
+        tower, kwargs = split_arguments(kwargs, TOWER_ARGUMENTS)
+        if options is None:
+            options, kwargs = SparsityOptions.of_call(self.config.sparsity, kwargs, training=False)
+        check_keywords(kwargs, DynamicLlavaForConditionalGeneration.forward)
         if inputs_embeds is None:
-            inputs_embeds = call_inputs.embed(embedding, self.config, input_ids)
-        if pixel_values is not None:
-            encoded = self.get_image_features(
-                pixel_values=pixel_values,
-                vision_feature_layer=vision_feature_layer,
-                vision_feature_select_strategy=vision_feature_select_strategy,
-                image_sizes=image_sizes,
-                return_dict=True,
-            )
-            mm_encoder_outputs = {"image": encoded}
-        call_inputs.check_cache(past_key_values, self.config, *inputs_embeds.shape[:2])
-        call_inputs.check_labels(labels, output_mask, past_key_values, inputs_embeds.shape[:2])
-        num_generated = call_inputs.count_generated(num_generated, inputs_embeds.shape[1], past_key_values)
-        single_output = bool(num_generated) and past_key_values is not None and past_key_values.started
-        image_mask = image_features = None
-        if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
-            image_features = torch.cat(list(mm_encoder_outputs["image"].pooler_output), dim=0)
-            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-        if image_features is not None or (input_ids is not None and not single_output):
-            found = call_inputs.image_positions(embedding, self.config, input_ids, inputs_embeds, num_generated)
-            call_inputs.check_features(found, 0 if image_features is None else len(image_features), self.config)
-        if image_features is not None:
-            image_mask = found
-            inputs_embeds = inputs_embeds.masked_scatter(image_mask[..., None], image_features)
-        if image_mask is None and labels is not None and torch.distributed.is_initialized():
-            inputs_embeds = inputs_embeds + 0.0 * self._idle_features().to(inputs_embeds).sum()
-            image_mask = torch.zeros_like(inputs_embeds[..., 0], dtype=torch.bool)
+            inputs_embeds = embed(self.get_input_embeddings(), self.config, input_ids)
+        shape = inputs_embeds.shape[:2]
+        check_cache(past_key_values, self.config, *shape)
+        check_labels(labels, output_mask, past_key_values, shape)
         if self.training and self.language_model.gradient_checkpointing:
-            call_inputs.refuse_cache(past_key_values)
+            refuse_cache(past_key_values)
             use_cache = False
+        num_generated = count_generated(num_generated, shape[1], past_key_values)
+        single_output = bool(num_generated) and past_key_values is not None and past_key_values.started
+        features = self._encode(pixel_values, mm_encoder_outputs, tower, inputs_embeds)
+        image = None
+        if features is not None or (input_ids is not None and not single_output):
+            image = image_positions(self.get_input_embeddings(), self.config, input_ids, inputs_embeds, num_generated)
+            check_features(image, 0 if features is None else len(features), self.config)
+        inputs_embeds, image = self._merge(inputs_embeds, image, features, labels)
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
-        present = call_inputs.new_columns(attention_mask, past_key_values, inputs_embeds.shape, single_output)
+        present = new_columns(attention_mask, past_key_values, shape, single_output)
         if position_ids is not None and not single_output:
-            check_position_ids(position_ids, present, *inputs_embeds.shape[:2])
-        spans = find_spans(
-            inputs_embeds.shape[:2],
-            inputs_embeds.device,
-            attention_mask=present,
-            single_output=single_output,
-            image=image_mask,
-            labels=labels,
-            num_generated=num_generated,
-            output_mask=output_mask,
-        )
-        if sparsity.instruct_predictor and not single_output:
-            spans.instruct = call_inputs.instruct_tokens(sparsity, input_ids, spans, past_key_values, options)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            spans=spans,
-            options=options,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        return DynamicLlavaModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_features,
-            decision=outputs.decision,
-        )
+            check_position_ids(position_ids, present, *shape)
+        tokens = find_masks(inputs_embeds, present, image, labels, output_mask, num_generated, single_output)
+        if self.config.sparsity.instruct_predictor and not single_output:
+            tokens.instruct = instruct_tokens(self.config.sparsity, input_ids, tokens, past_key_values, options)
+        kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache, "position_ids": position_ids}
+        outputs = self.language_model(inputs_embeds, tokens, options, attention_mask, **kwargs)
+        return DynamicLlavaModelOutput(image_hidden_states=features, **outputs)
 
-    def _idle_features(self) -> Tensor:
-        """Features of a blank picture: with labels, a rank whose batch has no image runs tower and predictor too.
+    def _encode(self, pixel_values: Tensor | None, encoded: dict | None, tower: dict, like: Tensor) -> Tensor | None:
+        """Projected features of all pictures of a call, `(image tokens, D)`; None where it has none."""
+        if pixel_values is not None:
+            encoded = {"image": self.get_image_features(pixel_values=pixel_values, return_dict=True, **tower)}
+        if not encoded or encoded.get("image") is None:
+            return None
+        return torch.cat(list(encoded["image"].pooler_output), dim=0).to(like.device, like.dtype)
 
-        ZeRO-3 and FSDP gather the weights of a module on all ranks together, and DDP waits for a projector's gradients.
+    def _merge(
+        self, embeds: Tensor, image: Tensor | None, features: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`embeds (B, N, D)` with the features at the `image (B, N)` tokens, and these; None where there are none.
+
+        With labels, a rank whose batch has no image runs tower and predictor too, on a blank picture: ZeRO-3 and FSDP
+        gather the weights of a module on all ranks together, and DDP waits for a projector's gradients.
         """
+        if features is not None:
+            return embeds.masked_scatter(image[..., None], features), image
+        if labels is None or not torch.distributed.is_initialized():
+            return embeds, None
         vision = self.config.vision_config
         blank = torch.zeros(1, 3, vision.image_size, vision.image_size, device=self.device, dtype=self.dtype)
-        encoded = self.get_image_features(pixel_values=blank, return_dict=True)
-        return torch.cat(list(encoded.pooler_output))
+        embeds = embeds + 0.0 * self._encode(blank, None, {}, embeds).sum()
+        return embeds, torch.zeros_like(embeds[..., 0], dtype=torch.bool)
 
 
 class DynamicLlavaForConditionalGeneration(
@@ -161,9 +159,18 @@ class DynamicLlavaForConditionalGeneration(
     """LLaVA-1.5 that drops image and output tokens from its sparse layers (arXiv 2412.00876).
 
     Changes from `LlavaForConditionalGeneration`:
-        - the decoder is a `DynamicLlamaModel`, its cache a `SparseCache`;
-        - training draws keep masks and adds their budget losses; see `forward`;
+        - the decoder is the sparse form of the stock one, its cache a `SparseCache`;
+        - training draws keep masks and adds their budget losses;
         - `from_pretrained` also takes stock LLaVA-1.5 folders, with new predictors.
+
+    Arguments of `forward` beside those of the stock class are `options.CallArguments`, which say what the call drops,
+    and:
+        labels: `(B, N)` long, -100 where ignored. The output tokens of a row are those after its last -100.
+        num_generated: how many of this call's last tokens are the model's own output; None: the single token of a call
+            on a cache that has started, else none. `generate` says it in each of its passes.
+        logits_to_keep: compute the logits of so many last positions, 0 for all; with labels the loss is theirs.
+        output_mask: `(B, N)` bool, with labels: the output tokens, where they are not the last answer alone.
+        num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
     """
 
     def __init__(self, config: DynamicLlavaConfig) -> None:
@@ -188,114 +195,42 @@ class DynamicLlavaForConditionalGeneration(
         image_sizes: Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         use_cache: bool | None = None,
-        gumbel_tau: float = 1.0,
-        elastic: bool = False,
-        image_keep_rate: float | None = None,
-        image_selection: str | None = None,
-        image_selector: str = "predictor",
-        output_selector: str = "predictor",
-        output_sparsity: bool | None = None,
-        output_keep_rate: float | None = None,
         num_generated: int | None = None,
         output_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[CallArguments],
     ) -> DynamicLlavaOutput:
-        """Run the model.
-
-        In training mode with labels, keep masks are drawn and the loss holds the budgets. Otherwise decisions are those
-        of inference; with labels, one forward scores the last answer as token-by-token cached decoding would.
-
-        Args:
-            input_ids: `(B, N)` long, each image as its run of image tokens.
-            pixel_values: `(num_images, 3, H, W)`, images in the order of their tokens.
-            attention_mask: `(B, seen + N)`, 0 at padding on either side.
-            labels: `(B, N)` long, -100 where ignored. The output tokens of a row are those after its last -100.
-            gumbel_tau: temperature of the draw in training.
-            elastic: in training, shift the keep logits of each row to the keep rates of this call
-                (`functional.match_keep_rate`), so that one checkpoint learns to serve many rates.
-            image_keep_rate: fraction of image tokens kept in this call, in (0, 1]; None takes the configuration's. In
-                training the rate of the budget, as `output_keep_rate` is.
-            image_selection: `topk` or `threshold` in this call.
-            image_selector, output_selector: `predictor`, or the name of a rival such as `random`.
-            output_sparsity: False keeps all output tokens in this call.
-            output_keep_rate: drive each row's kept fraction of output tokens to this value, in (0, 1], by an online
-                threshold on the keep probability (`functional.steered_keep_mask`); None leaves the learned decisions.
-            num_generated: how many of this call's last tokens are the model's own output; None: the single token of a
-                call on a cache that has started, else none. `generate` says it in each of its passes.
-            logits_to_keep: compute the logits of so many last positions, 0 for all; with labels the loss is theirs.
-            output_mask: `(B, N)` bool, with labels: the output tokens, where they are not the last answer alone.
-            num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
-
-        Returns:
-            `DynamicLlavaOutput`.
+        """In training mode with labels, keep masks are drawn and the loss holds the budgets. Otherwise decisions are
+        those of inference; with labels, one forward scores the last answer as token-by-token cached decoding would.
 
         Raises:
             ValueError: image tokens and images that do not match, a cache of another kind, model or batch, an
                 attention mask of another length, a rate outside (0, 1], an argument that could have no effect.
             TypeError: an unknown keyword.
         """
-        training = self.training and labels is not None
         if labels is not None:
             if not isinstance(logits_to_keep, int):
                 raise ValueError("With labels logits_to_keep is a number of last positions; leave the tensor out.")
             use_cache = False
-        options = SparsityOptions.resolve(
-            self.config.sparsity,
-            training=training,
-            gumbel_tau=gumbel_tau,
-            elastic=elastic,
-            image_keep_rate=image_keep_rate,
-            image_selection=image_selection,
-            image_selector=image_selector,
-            output_selector=output_selector,
-            output_sparsity=output_sparsity,
-            output_keep_rate=output_keep_rate,
-        )
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            image_sizes=image_sizes,
-            mm_encoder_outputs=mm_encoder_outputs,
-            use_cache=self.config.text_config.use_cache if use_cache is None else use_cache,
-            labels=labels,
-            num_generated=num_generated,
-            output_mask=output_mask,
-            options=options,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        decision = outputs.decision
+        training = self.training and labels is not None
+        options, rest = SparsityOptions.of_call(self.config.sparsity, kwargs, training)
+        tower = zip(TOWER_ARGUMENTS, (vision_feature_layer, vision_feature_select_strategy, image_sizes), strict=True)
+        rest |= {
+            "use_cache": self.config.text_config.use_cache if use_cache is None else use_cache,
+            "return_dict": True,
+        }
+        rest |= {"labels": labels, "num_generated": num_generated, "output_mask": output_mask, "options": options}
+        rest |= {"past_key_values": past_key_values, "mm_encoder_outputs": mm_encoder_outputs, **dict(tower)}
+        outputs = self.model(input_ids, pixel_values, attention_mask, position_ids, inputs_embeds=inputs_embeds, **rest)
+        own, stock = split_arguments(outputs, ("decision", "last_hidden_state"))
+        decided = own["decision"].outputs()
+        logits = self.lm_head(slice_logits_to_keep(own["last_hidden_state"], logits_to_keep))
         loss = lm_loss = None
         if labels is not None:
             loss = lm_loss = self._lm_loss(logits, labels[:, -logits_to_keep:], num_items_in_batch)
-            for budget in (decision.image_budget_loss, decision.output_budget_loss, decision.instruct_budget_loss):
-                if budget is not None:
-                    loss = loss + self.config.sparsity.budget_weight * budget
-        return DynamicLlavaOutput(
-            loss=loss,
-            lm_loss=lm_loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-            image_budget_loss=decision.image_budget_loss,
-            output_budget_loss=decision.output_budget_loss,
-            instruct_budget_loss=decision.instruct_budget_loss,
-            image_keep_mask=decision.image_keep_mask,
-            output_keep_mask=decision.output_keep_mask,
-            instruct_keep_mask=decision.instruct_keep_mask,
-            image_keep_logits=decision.image_keep_logits,
-            output_keep_logits=decision.output_keep_logits,
-        )
+            for name in (name for name in decided if name.endswith("budget_loss") and decided[name] is not None):
+                loss = loss + self.config.sparsity.budget_weight * decided[name]
+        return DynamicLlavaOutput(loss=loss, lm_loss=lm_loss, logits=logits, **stock, **decided)
 
     def _lm_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         if num_items_in_batch is None:
@@ -307,3 +242,6 @@ class DynamicLlavaForConditionalGeneration(
             vocab_size=self.config.text_config.vocab_size,
             num_items_in_batch=num_items_in_batch,
         )
+
+
+register_classes(DynamicLlavaConfig, DynamicLlavaModel, DynamicLlavaForConditionalGeneration)

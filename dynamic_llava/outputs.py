@@ -12,7 +12,7 @@ from .decisions import Decision
 
 
 @dataclass
-class DynamicLlamaOutput(BaseModelOutputWithPast):
+class SparseDecoderOutput(BaseModelOutputWithPast):
     """`BaseModelOutputWithPast` with the call's `decision`."""
 
     decision: Decision | None = None
@@ -34,8 +34,8 @@ class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
         image_budget_loss, output_budget_loss, instruct_budget_loss: scalars, unweighted, in training.
         image_keep_mask, output_keep_mask, instruct_keep_mask: `(B, N)`, 1 where that predictor keeps the token or does
             not judge it; None where it judged nothing in this call.
-        image_keep_logits: `(B, N_image, 2)`, output_keep_logits: `(B, N_output, 2)`, rows packed to the left, index 0
-            means keep.
+        image_keep_logits, output_keep_logits, instruct_keep_logits: `(B, tokens of that kind, 2)`, rows packed to the
+            left, index 0 means keep; None where no predictor was asked.
 
     `logits` are those of a zero hidden state at image tokens that were dropped.
     """
@@ -49,3 +49,4 @@ class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
     instruct_keep_mask: Tensor | None = None
     image_keep_logits: Tensor | None = None
     output_keep_logits: Tensor | None = None
+    instruct_keep_logits: Tensor | None = None

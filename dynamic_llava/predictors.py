@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_dynamic_llava import SparsityConfig
+from .sparsity_config import SparsityConfig
 
 
 class PredictorLinear(nn.Linear):
@@ -109,6 +109,6 @@ class OutputPredictor(nn.Module):
         self.down = nn.Sequential(nn.LayerNorm(hidden_size), PredictorLinear(hidden_size, dim), nn.GELU())
         self.head = _score_head(dim)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """`hidden (..., D)` -> keep logits `(..., 2)`."""
+    def forward(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
+        """`hidden (..., D)` -> keep logits `(..., 2)`; `valid` is not looked at, a token's logits are its own."""
         return self.head(self.down(hidden))

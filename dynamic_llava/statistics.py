@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .cache import SparseCache
 from .generation_record import GenerationRecord
-from .slots import KINDS
+from .kept_table import BITS
 
 
 @dataclass
@@ -75,7 +75,7 @@ class SparsityStatistics:
 
     @classmethod
     def _from(cls, cache: SparseCache, kinds: Tensor, stored: Tensor) -> SparsityStatistics:
-        counts = [((kinds & bit) > 0).sum(dim=1) for bit in KINDS.values()]
+        counts = [((kinds & bit) > 0).sum(dim=1) for bit in BITS.values()]
         columns = [row.nonzero().flatten().tolist() for row in stored]
         return cls(*counts, kv_bytes=cache.memory_bytes(), kept_columns=columns)
 
@@ -93,4 +93,4 @@ def _of_beams(cache: SparseCache, kinds: Tensor, stored: Tensor, prompt: int, be
     width = kinds.shape[1] - prompt - judged.shape[1]
     judged = torch.nn.functional.pad(judged, (0, width))
     kinds = torch.cat([kinds[first, :prompt], judged], dim=1)
-    return kinds, torch.cat([stored[first, :prompt], (judged & KINDS["output_kept"]) > 0], dim=1)
+    return kinds, torch.cat([stored[first, :prompt], (judged & BITS["output_kept"]) > 0], dim=1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
+# More than any size of a model; their products still fit the sizes of tensors.
+MOST_SIZE = 2**31 - 1
+
 
 def is_finite(value: float) -> bool:
     """Whether a number of any type is finite as a float: NaN is not at most the largest, nor is what no float holds."""

@@ -13,8 +13,8 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils import logging
 
 from .config_checks import config_errors
-from .configuration_dynamic_llava import PREDICTOR_NAMES, SparsityConfig
 from .parameter_names import EMBEDDINGS, HEAD, from_hugging_face
+from .sparsity_config import PREDICTOR_NAMES, SparsityConfig
 from .weight_files import TensorInfo, is_buffer, list_weights, some
 
 logger = logging.get_logger(__name__)

@@ -15,7 +15,8 @@ from typing import Any
 
 from dynamic_llava.cli import Parser
 from dynamic_llava.errors import ExitStatus, run_command
-from dynamic_llava.files import read_json_object, read_text, write_atomically
+from dynamic_llava.files import write_atomically
+from dynamic_llava.reading import read_json_object, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPECTED = ROOT / "eval" / "expected"

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dynamic_llava import triton_attention
+from dynamic_llava import masked_attention_triton as triton_attention
 
 # Bytes of shared memory per block (CUDA programming guide); 8.6 has the least of those from 8.0 on.
 SHARED_MEMORY = {86: 99 * 1024, 90: 227 * 1024}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dynamic_llava.attention import causal_candidates
-from dynamic_llava.functional import masked_softmax
+from dynamic_llava.masked_attention import causal_visible
+from dynamic_llava.masked_softmax import masked_softmax
 
 
 def problem(length: int, head_size: int, heads: int = 4, kv_heads: int = 4, seed: int = 0):
@@ -28,7 +28,7 @@ def reference(tensors, keep, present, grad, scaling, estimator):
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
-    output = masked_softmax(scores, gates, causal_candidates(present), estimator) @ value
+    output = masked_softmax(scores, gates, causal_visible(present), estimator) @ value
     output.backward(grad)
     return [output.detach(), *[x.grad for x in leaves]]
 

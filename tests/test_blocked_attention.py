@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynamic_llava.blocked_attention import blocked_masked_softmax
+from dynamic_llava.masked_attention_blocked import blocked_masked_softmax
 
 from .masked import problem, reference, relative
 

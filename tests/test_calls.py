@@ -392,8 +392,8 @@ CALLS = [
     ({}, {"output_sparsity": False, "output_keep_rate": 0.5}, "drops no output tokens"),
     ({}, {"output_sparsity": False, "output_selector": "random"}, "beside output_sparsity=False"),
     ({}, {"image_selection": "threshold", "image_keep_rate": 0.5}, "at no set rate|more likely kept"),
-    ({}, {"image_selection": "threshold", "image_selector": "random"}, "needs the predictor"),
-    ({}, {"image_selector": "rndom"}, "Unknown selector 'rndom'"),
+    ({}, {"image_selection": "threshold", "image_selector": "random"}, "how the predictor chooses"),
+    ({}, {"image_selector": "rndom"}, "Unknown image_selector 'rndom'"),
     ({}, {"elastic": True}, "for training"),
 ]
 

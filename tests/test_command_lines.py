@@ -22,7 +22,7 @@ NUMBERS = ["0", "-1", "nan", "inf", "-inf", "abc", "1e9999", "", "9" * 40, "0x10
 COUNTS = {
     "dynamic_llava.eval.__main__": ["--batch-size", "--limit", "--image-keep-rate", "--output-keep-rate"],
     "dynamic_llava.eval.report": ["--batch-size", "--limit", "--descriptions"],
-    "dynamic_llava.eval.overhead": ["--documents", "--batch-size", "--repeats"],
+    "tools.eval_overhead": ["--documents", "--batch-size", "--repeats"],
     "dynamic_llava.efficiency.__main__ flops": ["--output-length", "--dtype-bytes", "--image-keep-rate", "--layers"],
     "dynamic_llava.efficiency.__main__ measure": ["--batch-sizes", "--steps", "--case-seconds", "--output-keep-rate"],
     "dynamic_llava.efficiency.__main__ score": ["--output-tokens", "--repeats", "--hidden", "--vocab"],
@@ -41,7 +41,7 @@ SEEDS = {
     "dynamic_llava.eval.compare x": ["--tolerance"],
 }
 COMMANDS = sorted({words.split()[0] for words in (*COUNTS, *SEEDS)} | {"dynamic_llava.data.__main__"})
-COMMANDS += ["dynamic_llava.train.tiny_base.__main__", "dynamic_llava.eval.local.prepare"]
+COMMANDS += ["tools.tiny_base.__main__", "dynamic_llava.eval.local.prepare"]
 
 
 def call(module: str, *arguments: str) -> int:
@@ -100,7 +100,7 @@ READERS = [
     ("dynamic_llava.eval.compare", "{}"),
     ("dynamic_llava.train.__main__", "--config", "{}"),
     ("dynamic_llava.train.__main__", "--config", "{}", "--dry-run"),
-    ("dynamic_llava.train.tiny_base.__main__", "--config", "{}"),
+    ("tools.tiny_base.__main__", "--config", "{}"),
     ("dynamic_llava.data.__main__", "check", "{}"),
     ("dynamic_llava.eval.generation_benchmarks", "--lvis={}", "--image-folder=.", "--output=out"),
 ]
@@ -219,7 +219,7 @@ def test_missing_packages_are_asked_for(name, monkeypatch):
     [
         ("lmms_eval", ["dynamic_llava.eval.__main__", "--model", ".", "--tasks", "gqa"]),
         ("lmms_eval", ["dynamic_llava.eval.report", "--run", "none"]),
-        ("lmms_eval", ["dynamic_llava.eval.overhead"]),
+        ("lmms_eval", ["tools.eval_overhead"]),
         ("peft", ["dynamic_llava.train.__main__", "--config", "{}", "lora_r=8"]),
         ("deepspeed", ["dynamic_llava.train.__main__", "--config", "{}", "deepspeed=none.json"]),
         ("bitsandbytes", ["dynamic_llava.train.__main__", "--config", "{}", "quantize=4bit", "lora_r=8"]),

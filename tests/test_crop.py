@@ -167,7 +167,7 @@ def assert_same(one: SparseCache, two: SparseCache, storage: bool) -> None:
         del found["kv_bytes"], expected["kv_bytes"]
     for name, value in expected.items():
         assert torch.equal(value, found[name]) if isinstance(value, Tensor) else value == found[name], name
-    torch.testing.assert_close(one.table.steering, two.table.steering, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(one.table.state, two.table.state, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from dynamic_llava.attention import MASKED_PREFIX
+from dynamic_llava.masked_attention import MASKED_PREFIX
 
 from .test_modeling import training_batch
 from .tiny import batch_of, mixed_prompts, tiny_model, words

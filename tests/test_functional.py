@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from dynamic_llava import functional
-from dynamic_llava.token_spans import answer_token_mask
+from dynamic_llava.masked_softmax import masked_softmax
+from dynamic_llava.sparsity_config import GATE_ESTIMATORS
+from dynamic_llava.token_masks import answer_token_mask
 
 
 def test_gumbel_noise_has_the_gumbel_moments():
@@ -36,7 +38,7 @@ def test_top_k_keep_mask_against_sorting(rate):
     generator = torch.Generator().manual_seed(2)
     scores = torch.randn(5, 20, generator=generator).round(decimals=1)
     valid = torch.rand(5, 20, generator=generator) < torch.tensor([1.0, 0.8, 0.5, 0.1, 0.0])[:, None]
-    mask = functional.top_k_keep_mask(scores, valid, rate)
+    mask = functional.top_k_keep_mask(scores, valid, functional.keep_counts(valid, rate))
     for row in range(5):
         places = valid[row].nonzero()[:, 0].tolist()
         number = min(max(int(len(places) * rate), 1), len(places))
@@ -45,7 +47,8 @@ def test_top_k_keep_mask_against_sorting(rate):
 
 
 def test_the_paper_keeps_115_of_576():
-    mask = functional.top_k_keep_mask(torch.rand(1, 576), torch.ones(1, 576, dtype=torch.bool), 0.2)
+    valid = torch.ones(1, 576, dtype=torch.bool)
+    mask = functional.top_k_keep_mask(torch.rand(1, 576), valid, functional.keep_counts(valid, 0.2))
     assert mask.sum() == 115
 
 
@@ -90,7 +93,7 @@ def softmax_case(seed=4):
 def test_masked_softmax_is_equation_7_with_its_derivative():
     scores, gates, candidates, upstream = softmax_case()
     results = []
-    for function in (naive_masked_softmax, lambda *a: functional.masked_softmax(*a, "exact")):
+    for function in (naive_masked_softmax, lambda *a: masked_softmax(*a, "exact")):
         s, g = scores.clone().requires_grad_(), gates.clone().requires_grad_()
         weights = function(s, g, candidates)
         (weights * upstream).sum().backward()
@@ -104,9 +107,9 @@ def test_bounded_gate_gradient_is_the_effect_of_flipping_the_gate():
     kept columns."""
     scores, gates, candidates, upstream = softmax_case(5)
     gradients = {}
-    for estimator in functional.GATE_ESTIMATORS:
+    for estimator in GATE_ESTIMATORS:
         g = gates.clone().requires_grad_()
-        (functional.masked_softmax(scores, g, candidates, estimator) * upstream).sum().backward()
+        (masked_softmax(scores, g, candidates, estimator) * upstream).sum().backward()
         gradients[estimator] = g.grad
     kept = gates > 0.5
     torch.testing.assert_close(gradients["bounded"][kept], gradients["exact"][kept])
@@ -122,12 +125,12 @@ def test_masked_softmax_of_huge_scores_stays_finite():
     scores = torch.tensor([[[[0.0, 0.0], [300.0, 0.0]]]], requires_grad=True)
     gates = torch.tensor([[0.0, 1.0]], requires_grad=True)
     candidates = torch.ones(2, 2, dtype=torch.bool).tril()[None, None]
-    weights = functional.masked_softmax(scores, gates, candidates)
+    weights = masked_softmax(scores, gates, candidates)
     (weights * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
     assert weights[0, 0, 1].tolist() == [0.0, 1.0]
     assert torch.isfinite(gates.grad).all()
     with pytest.raises(ValueError, match="Unknown gate_estimator 'soft'"):
-        functional.masked_softmax(scores, gates, candidates, "soft")
+        masked_softmax(scores, gates, candidates, "soft")
 
 
 def test_budget_loss_by_hand():

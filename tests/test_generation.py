@@ -167,7 +167,7 @@ def test_steering_reaches_the_rate_and_equals_its_definition(rate):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 300, 2, generator=generator) * torch.tensor([1.0, 5.0, 20.0])[:, None, None] + 1
     valid = torch.arange(300) < torch.tensor([300, 250, 280])[:, None]
-    keep, _ = functional.steered_keep_mask(logits, valid, rate, functional.new_steering(3, "cpu"))
+    keep, _ = functional.steered_keep_mask(logits, valid, rate, torch.zeros(3, functional.STEERING_SIZE))
     for row in range(3):
         length = int(valid[row].sum())
         margins = (logits[row, :length, 0] - logits[row, :length, 1]).tolist()

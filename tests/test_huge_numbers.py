@@ -12,7 +12,7 @@ from dynamic_llava import DynamicLlavaConfig, SparsityConfig
 from dynamic_llava.cli import real, whole
 from dynamic_llava.eval.compare_runs import load_runs
 from dynamic_llava.train.config import load_config
-from dynamic_llava.train.tiny_base.config import load_config as load_tiny_base
+from tools.tiny_base.config import load_config as load_tiny_base
 
 from .tiny import tiny_config
 

@@ -1,4 +1,5 @@
-"""Imports point down only (DESIGN, section 3), and the functional core imports torch alone."""
+"""The house: the ground floor is flat and needs torch and transformers alone, floors import downwards, and no module
+imports itself by a detour, inside folders either."""
 
 from __future__ import annotations
 
@@ -8,100 +9,117 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dynamic_llava"
+NAME = PACKAGE.name
 
-# Layer of each module or folder; a module may import from its own layer and from lower ones.
-LAYERS = {
-    "functional": 0,
-    "token_spans": 0,
-    "slots": 0,
-    "storage": 0,
-    "chat_template": 0,
-    "files": 0,
-    "values": 0,
-    "errors": 0,
-    "model_kinds": 0,
-    "parameter_names": 0,
-    "config_checks": 0,
-    "weight_files": 1,
-    "generation_file": 1,
-    "weight_checks": 2,
-    "cli": 0,
-    "packages": 0,
-    "model_card": 0,
-    "compat": 0,
-    "configuration_dynamic_llava": 1,
-    "predictors": 2,
-    "blocked_attention": 1,
-    "triton_attention": 1,
-    "masked_kernels": 2,
-    "attention": 2,
-    "cache": 2,
-    "cache_layers": 1,
-    "projector": 2,
-    "options": 2,
-    "decisions": 3,
-    "call_inputs": 4,
-    "outputs": 3,
-    "statistics": 4,
-    "padding": 3,
-    "generation_record": 0,
-    "generation": 5,
-    "loading": 3,
-    "modeling_dynamic_llama": 4,
-    "modeling_dynamic_llava": 6,
-    "selection": 6,
-    "checkpoints": 6,
-    "__init__": 7,
-    "data": 8,
-    "efficiency": 8,
-    "eval": 9,
-    "train": 10,
-}
+# Folders, and modules beside the ground floor, from below; what stands together needs nothing of one another.
+FLOORS = (
+    {"errors", "files", "packages"},
+    {"cli", "commands"},
+    {"config", "machine", "selection", "backbones"},
+    {"checkpoints"},
+    {"data"},
+    {"visualize", "efficiency"},
+    {"eval", "train", "app"},
+    {"__main__"},
+)
+UPPER = {name: number for number, names in enumerate(FLOORS, start=1) for name in names}
+# What a checkpoint that brings its code may ask for; transformers requires safetensors.
+GROUND_PACKAGES = {"torch", "transformers", "safetensors", "triton", "typing_extensions"}
+STDLIB = __import__("sys").stdlib_module_names
 
 
-def modules():
-    return sorted(PACKAGE.rglob("*.py"))
-
-
-def part(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
-
-
-def imported_parts(path: Path) -> set[str]:
-    """Top-level parts of the package that a module imports, at any depth of the file."""
-    package = ["dynamic_llava", *path.relative_to(PACKAGE).parts[:-1]]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            full = [*base, *(node.module.split(".") if node.module else [])]
-            names = [full] if node.module else [[*full, alias.name] for alias in node.names]
-            if full == ["dynamic_llava"] and node.level == 0:
-                names = [[*full, alias.name] for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-        for name in names:
-            if name[0] == "dynamic_llava":
-                target = name[1] if len(name) > 1 else "__init__"
-                found.add(target if target in LAYERS else "__init__")
+def modules() -> dict[str, Path]:
+    """All modules of the package by name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join([NAME, *(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)])] = path
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    own = part(path)
-    assert own in LAYERS, f"{own} has no layer in this test"
-    for target in imported_parts(path) - {own}:
-        assert LAYERS[target] <= LAYERS[own], f"{own} imports {target}, which lies above it"
+MODULES = modules()
+
+
+def floor(module: str) -> int:
+    """0 for the ground floor."""
+    return UPPER.get(module.split(".")[1], 0)
+
+
+def imports(module: str, lazy: bool) -> set[str]:
+    """Modules of the package, and other packages, that `module` imports; `lazy` ones stand inside functions."""
+    path = MODULES[module]
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = set()
+    for node in _nodes(ast.parse(path.read_text()), lazy):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            target = ".".join([*base, *((node.module or "").split(".") if node.module else [])])
+            inner = {f"{target}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= inner or {target}
+    return found
+
+
+def _nodes(tree: ast.AST, lazy: bool):
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
+            continue
+        yield child
+        yield from _nodes(child, lazy)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    if module == f"{NAME}.__init__":
+        return
+    for target in imports(module, lazy=True):
+        if target in MODULES:
+            beside = target.split(".")[1] == module.split(".")[1] or floor(target) == floor(module) == 0
+            assert beside or floor(target) < floor(module), f"{module} imports {target}, which does not lie below it"
+
+
+def test_no_module_imports_itself_by_a_detour():
+    graph = {name: {t for t in imports(name, lazy=True) if t in MODULES and t != name} for name in MODULES}
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join([*way[way.index(name) :], name])}"
+        if name not in done:
+            for target in graph[name]:
+                walk(target, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def ground_floor() -> list[str]:
+    return [name for name, path in MODULES.items() if path.parent == PACKAGE and not floor(name) and "__" not in name]
+
+
+@pytest.mark.parametrize("module", ground_floor())
+def test_the_ground_floor_needs_torch_and_transformers_alone(module):
+    others = {name.split(".")[0] for name in imports(module, lazy=True)} - {NAME, "__future__"}
+    assert others - STDLIB <= GROUND_PACKAGES, f"{module} imports {others - STDLIB - GROUND_PACKAGES}"
+    text = MODULES[module].read_text()
+    # transformers finds what a checkpoint's code needs by these lines, and knows no other spelling.
+    assert "from . import" not in text, f"{module} has 'from . import'; write 'from .module import name'"
 
 
 def test_functional_imports_torch_alone():
-    roots = set()
-    for node in ast.walk(ast.parse((PACKAGE / "functional.py").read_text())):
-        if isinstance(node, ast.Import):
-            roots |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            roots.add(node.module.split(".")[0])
-    assert roots == {"__future__", "torch"}
+    assert imports(f"{NAME}.functional", lazy=True) == {"__future__", "torch"}
+
+
+LIMITS = {"modeling_sparse_decoder.py": 300, "modeling_dynamic_llava.py": 300}
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= LIMITS.get(path.name, 250)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"

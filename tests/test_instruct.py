@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynamic_llava.token_spans import last_user_turn_mask
+from dynamic_llava.token_masks import last_user_turn_mask
 
 from .naive import NaiveRow
 from .tiny import IMAGE_TOKEN, batch_of, image_run, pad_rows, pictures, tiny_model, words

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from dynamic_llava import DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, SparsityConfig
-from dynamic_llava.configuration_dynamic_llava import PREDICTOR_NAMES, check_keep_rate
+from dynamic_llava.sparsity_config import PREDICTOR_NAMES, check_keep_rate
 
 from .tiny import batch_of, mixed_prompts, stock_model, tiny_model
 
@@ -149,7 +149,7 @@ def test_a_switch_is_true_or_false(key, value):
         ({"output_keep_rate": 1.01}, r"output_keep_rate .* got 1.01"),
         ({"image_keep_rate": True}, "got True"),
         ({"image_selection": "best"}, "topk, threshold, got 'best'"),
-        ({"gate_estimator": "soft"}, "'soft'; use one of bounded, exact"),
+        ({"gate_estimator": "soft"}, "gate_estimator must be one of bounded, exact, got 'soft'"),
         ({"predictor_dim": 60}, "multiple of 8"),
         ({"sparse_layer": 0}, "sparse_layer must be a whole number, at least 1"),
         ({"budget_weight": -1}, "budget_weight must be a number, at least 0, got -1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from dynamic_llava import SparseCache, functional
+from dynamic_llava import SparseCache, decisions
 from dynamic_llava.statistics import SparsityStatistics
 
 from .naive import naive_generate
@@ -183,7 +183,7 @@ def test_sdpa_gradients_equal_eager(estimator, kv_heads, monkeypatch):
         model = tiny_model(attention=attention, gate_estimator=estimator, kv_heads=kv_heads).train()
         generator = torch.Generator().manual_seed(5)
         monkeypatch.setattr(
-            functional,
+            decisions,
             "sample_gumbel",
             lambda shape, g=generator, **_: -torch.empty(shape).exponential_(generator=g).log(),
         )
@@ -221,7 +221,7 @@ def test_one_batch_equals_accumulated_single_rows(monkeypatch):
         kind = stored["kind"] = 1 - stored.get("kind", 1)
         return torch.stack([noise[kind * rows + row][: shape[1]] for row in range(shape[0])])
 
-    monkeypatch.setattr(functional, "sample_gumbel", whole)
+    monkeypatch.setattr(decisions, "sample_gumbel", whole)
     tokens = (batch["labels"] != -100).sum()
     together = model(**batch, num_items_in_batch=tokens)
     total = 0.0
@@ -237,7 +237,7 @@ def test_one_batch_equals_accumulated_single_rows(monkeypatch):
             kind = stored["kind"] = 1 - stored.get("kind", 1)
             return noise[kind * rows + row][: shape[1]][None]
 
-        monkeypatch.setattr(functional, "sample_gumbel", one)
+        monkeypatch.setattr(decisions, "sample_gumbel", one)
         output = model(**single, num_items_in_batch=tokens)
         total = total + output.lm_loss + 100 * (output.image_budget_loss + output.output_budget_loss) / rows
     torch.testing.assert_close(total, together.loss, atol=1e-4, rtol=1e-5)
@@ -364,5 +364,5 @@ def test_bad_calls_name_the_value():
         model.generate(input_ids=with_image, pixel_values=pictures(1), image_keep_rate=0, max_new_tokens=1)
     with pytest.raises(ValueError, match="attention_mask has shape"):
         model(input_ids=with_image, pixel_values=pictures(1), attention_mask=torch.ones(1, 3))
-    with pytest.raises(ValueError, match="Unknown selector 'best'"):
+    with pytest.raises(ValueError, match="Unknown image_selector 'best'"):
         model(input_ids=with_image, pixel_values=pictures(1), image_selector="best")

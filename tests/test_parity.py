@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynamic_llava import functional
+from dynamic_llava import decisions
 from dynamic_llava.checkpoints.keys import from_published
 
 from .parity import IMAGE_TOKEN, Case, load_case, load_model
@@ -138,7 +138,7 @@ def test_training(name, attention, monkeypatch):
         assert tuple(drawn.shape) == shape
         return drawn
 
-    monkeypatch.setattr(functional, "sample_gumbel", injected)
+    monkeypatch.setattr(decisions, "sample_gumbel", injected)
     labels = case.expand("labels", fill=-100)
     output = model(**prompt(case), labels=labels, gumbel_tau=case.meta["tau"])
     is_image = case.expand() == IMAGE_TOKEN

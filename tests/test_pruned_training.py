@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynamic_llava import functional
+from dynamic_llava import decisions, functional
 
 from .test_modeling import training_batch
 from .tiny import tiny_model
@@ -45,7 +45,7 @@ def gradients(mode, monkeypatch, probes=0.0):
         masks.append(mask)
         return mask
 
-    monkeypatch.setattr(functional, "gumbel_keep_mask", noted)
+    monkeypatch.setattr(decisions, "gumbel_keep_mask", noted)
     torch.manual_seed(4)
     model(**training_batch()).loss.backward()
     monkeypatch.undo()

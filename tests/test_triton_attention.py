@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamic_llava import masked_kernels
-from dynamic_llava.masked_kernels import choose_kernel, failed_trial
+from dynamic_llava import masked_attention_kernels as masked_kernels
+from dynamic_llava.masked_attention_kernels import choose_kernel, failed_trial
 
 from .masked import problem, reference, relative
 from .test_modeling import training_batch
@@ -20,7 +20,7 @@ from .tiny import tiny_model
 
 pytest.importorskip("triton", reason="needs Triton (pip install triton)")
 
-from dynamic_llava.triton_attention import triton_masked_softmax
+from dynamic_llava.masked_attention_triton import triton_masked_softmax
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -157,14 +157,14 @@ class TestTrial:
         def wrong(*arguments):
             return triton_masked_softmax(*arguments) * factor
 
-        monkeypatch.setattr("dynamic_llava.triton_attention.triton_masked_softmax", wrong)
+        monkeypatch.setattr("dynamic_llava.masked_attention_triton.triton_masked_softmax", wrong)
         assert "kernels are off by" in failed_trial(torch.device(DEVICE), torch.float32, 16)
 
     def test_nor_do_those_that_raise(self, monkeypatch):
         def broken(*arguments):
             raise RuntimeError("no such instruction")
 
-        monkeypatch.setattr("dynamic_llava.triton_attention.triton_masked_softmax", broken)
+        monkeypatch.setattr("dynamic_llava.masked_attention_triton.triton_masked_softmax", broken)
         assert "RuntimeError: no such instruction" in failed_trial(torch.device(DEVICE), torch.float32, 16)
 
     def test_auto_says_why_it_goes_on_without_them(self, monkeypatch, caplog):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config_checks import config_errors
-from ..files import read_json_object
 from ..loading import ADAPTER_CONFIG, require_adapter
 from ..model_kinds import check_kind, is_published
 from ..parameter_names import DECODER
+from ..reading import read_json_object
 from ..weight_checks import PREDICTORS, by_own_name, check_floating, misshapen
 from ..weight_files import check_finite, open_weights, some
 from .keys import own_name, to_published

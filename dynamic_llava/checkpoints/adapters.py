@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..loading import is_adapter
 from ..model_kinds import check_kind
+from ..sparsity_config import SparsityConfig
 from ..weight_checks import check_keys, note_new, noting_new
 from ..weight_files import TensorInfo
 from .adapter_files import FULL_WEIGHTS, AdapterFiles, adapt, check_adapter, lora_weights, read_adapter, take_full

@@ -9,11 +9,12 @@ import torch
 from transformers import LlavaProcessor
 from transformers.utils import logging
 
-from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..loading import is_adapter
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..parameter_names import EMBEDDINGS, HEAD, TOWER
+from ..sparsity_config import SparsityConfig
 from ..weight_checks import by_own_name, check_tensors, model_weights
 from ..weight_files import some
 from .aspect_ratio import aspect_ratio_of, published_aspect_ratio, trained_aspect_ratio, with_aspect_ratio

@@ -11,8 +11,9 @@ from transformers import LlamaConfig
 from transformers.utils import logging
 
 from ..config_checks import config_errors
-from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
+from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..model_kinds import check_kind, is_published
+from ..sparsity_config import SparsityConfig
 from .source import CheckpointSource
 from .tower import tower_config
 

@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files import read_json_object
 from ..loading import ADAPTER_CONFIG, is_adapter, refuse_adapter
 from ..model_kinds import check_kind
+from ..reading import read_json_object
 from ..weight_files import (
     PICKLES,
     SAFETENSORS,

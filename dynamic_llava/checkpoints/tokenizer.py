@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
 
-from ..chat_template import IMAGE_TOKEN, chat_template, needs_space_behind_image
 from ..config_checks import config_errors
 from ..configuration_dynamic_llava import DynamicLlavaConfig
-from ..files import read_json_object, regular_file
+from ..reading import read_json_object, regular_file
+from .chat_template import IMAGE_TOKEN, chat_template, needs_space_behind_image
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

@@ -1,7 +1,7 @@
 """Conversations, datasets and batches: LLaVA's own data and the embedded shapes."""
 
-from ..chat_template import IMAGE_TOKEN
-from ..token_spans import IGNORE_INDEX
+from ..checkpoints.chat_template import IMAGE_TOKEN
+from ..token_masks import IGNORE_INDEX
 from .collator import LlavaCollator
 from .conversation import Turn, parse_turns, render_conversation
 from .dataset import ConversationDataset, LlavaJsonDataset

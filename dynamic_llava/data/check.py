@@ -16,8 +16,8 @@ import numpy as np
 
 from ..checkpoints import load_processor
 from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio, with_aspect_ratio
-from ..configuration_dynamic_llava import SparsityConfig
 from ..files import parse_yaml, read_yaml_mapping
+from ..sparsity_config import SparsityConfig
 from .dataset import ConversationDataset
 from .judged import count_judged, unseeing_predictors
 from .mixture import MixtureDataset

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import LlavaProcessor
 
-from ..token_spans import IGNORE_INDEX
+from ..token_masks import IGNORE_INDEX
 
 
 class LlavaCollator:

@@ -9,8 +9,8 @@ from numbers import Integral
 
 from transformers import PreTrainedTokenizerBase
 
-from ..chat_template import END_TOKEN, IMAGE_TOKEN, SYSTEM_PROMPT
-from ..token_spans import IGNORE_INDEX
+from ..checkpoints.chat_template import END_TOKEN, IMAGE_TOKEN, SYSTEM_PROMPT
+from ..token_masks import IGNORE_INDEX
 
 SPACELESS_IMAGE = re.compile(rf"{IMAGE_TOKEN}(?! |{IMAGE_TOKEN}|$)")
 

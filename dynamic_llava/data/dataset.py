@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from ..chat_template import IMAGE_TOKEN, system_prompt_of, writes_space_behind_image
-from ..token_spans import IGNORE_INDEX
+from ..checkpoints.chat_template import IMAGE_TOKEN, system_prompt_of, writes_space_behind_image
+from ..token_masks import IGNORE_INDEX
 from .conversation import check_max_length, count_images, encode_conversation, parse_turns
 from .lengths import ConversationLength, conversation_lengths
 from .pictures import PictureReader

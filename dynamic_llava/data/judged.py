@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..token_spans import IGNORE_INDEX, answer_token_mask
+from ..token_masks import IGNORE_INDEX, answer_token_mask
 from .dataset import ConversationDataset
 from .mixture import MixtureDataset
 from .samples import pictures_of

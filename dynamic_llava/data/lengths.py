@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ..chat_template import SYSTEM_PROMPT
+from ..checkpoints.chat_template import SYSTEM_PROMPT
 from .conversation import Turn, count_images, render_conversation, space_images
 
 BATCH = 1024

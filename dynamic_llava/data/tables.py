@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files
+from .. import reading
 from .pictures import StoredPicture
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def read_json(path: Path) -> list[Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as `files.read_json`, or the file is not a non-empty JSON list.
+        ValueError: as `reading.read_json`, or the file is not a non-empty JSON list.
     """
-    samples = files.read_json(path, DATA_FILE)
+    samples = reading.read_json(path, DATA_FILE)
     if not isinstance(samples, list) or not samples:
         raise ValueError(f"{path} must hold a non-empty JSON list of samples, found {type(samples).__name__}")
     return samples
@@ -36,8 +36,8 @@ def read_json(path: Path) -> list[Any]:
 def read_json_lines(path: Path) -> list[Any]:
     """Returns the samples of a file with one JSON object per line; errors as `read_json`."""
     # Line ends of Unix, Windows and old Macs: inside JSON's strings none of them can stand as it is.
-    lines = enumerate(re.split(r"\r\n|\n|\r", files.read_text(path, DATA_FILE)), 1)
-    samples = [files.parse_json(line, f"line {number} of {path}") for number, line in lines if line.strip()]
+    lines = enumerate(re.split(r"\r\n|\n|\r", reading.read_text(path, DATA_FILE)), 1)
+    samples = [reading.parse_json(line, f"line {number} of {path}") for number, line in lines if line.strip()]
     if not samples:
         raise ValueError(f"{path} must hold a sample on each line, found none")
     return samples
@@ -53,7 +53,7 @@ def read_parquet(paths: Sequence[Path]) -> list[dict[str, Any]]:
     library = _datasets()
     source = ", ".join(map(str, paths))
     with _damage(source, "as parquet"):
-        table = library.Dataset.from_parquet([str(files.regular_file(path, DATA_FILE)) for path in paths])
+        table = library.Dataset.from_parquet([str(reading.regular_file(path, DATA_FILE)) for path in paths])
     return table_samples(table, source)
 
 
@@ -67,7 +67,7 @@ def read_saved(folder: Path) -> list[dict[str, Any]]:
     library = _datasets()
     for path in folder.rglob("*"):
         if not path.is_dir():
-            files.regular_file(path, DATA_FILE)
+            reading.regular_file(path, DATA_FILE)
     with _damage(str(folder), "as a folder of datasets.save_to_disk"):
         table = library.load_from_disk(str(folder))
     if isinstance(table, dict):

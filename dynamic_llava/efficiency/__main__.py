@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from ..cli import Parser
+from ..efficiency import flops_report, measure, scoring, train_step
 from ..errors import run_command
-from . import flops_report, measure, scoring, train_step
 
 
 def build_parser() -> Parser:

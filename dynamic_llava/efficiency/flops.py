@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..configuration_dynamic_llava import check_keep_rate
+from ..sparsity_config import check_keep_rate
 
 
 def paper_flops(hidden: int, layers: int, tokens: int, kept: int, sparse_layer: int, batch: int = 1) -> int:

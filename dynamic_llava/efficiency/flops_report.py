@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cli import whole
-from ..configuration_dynamic_llava import DynamicLlavaConfig, check_keep_rate
-from . import flops
+from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..efficiency import flops
+from ..sparsity_config import check_keep_rate
 from .shapes import add_rate_arguments, add_shape_arguments, config_from_arguments
 
 DEFAULT_SHAPE = "7b"

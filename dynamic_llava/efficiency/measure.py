@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..files import output_folder, write_atomically
-from .cases import measure_decode, measure_no_cache, measure_prefill
-from .machine import machine_facts
+from ..machine import machine_facts
 from .measure_report import tables
+from .model_pair import build_pair
 from .option_flags import command_line
 from .options import DEFAULT_SHAPE, MeasureOptions, add_arguments
-from .pair import build_pair
 from .peak import measure_peak
 from .plot import plot_report
 from .shapes import config_from_arguments
+from .timed_modes import measure_decode, measure_no_cache, measure_prefill
 
 __all__ = ["add_arguments", "measure", "run"]
 

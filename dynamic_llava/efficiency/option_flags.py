@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..cli import seed, text, whole
 from ..files import output_folder, write_atomically
-from .machine import checked_device
+from ..machine import checked_device
 from .shapes import add_shape_arguments
 
 DTYPES = ("float32", "bfloat16", "float16")

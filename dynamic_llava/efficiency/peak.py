@@ -20,9 +20,9 @@ import torch
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..errors import ExitStatus, run_command
-from .contexts import Context
-from .machine import peak_bytes
-from .pair import build_model
+from ..machine import peak_bytes
+from .filled_cache import Context
+from .model_pair import build_model
 from .shapes import stock_config
 
 CLEAR = Path("/proc/self/clear_refs")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..cache import SparseCache
 from ..configuration_dynamic_llava import DynamicLlavaConfig
-from ..token_spans import IGNORE_INDEX
-from .machine import machine_facts
+from ..machine import machine_facts
+from ..token_masks import IGNORE_INDEX
+from .model_pair import build_pair, prompt_inputs, random_tokens
 from .option_flags import add_option_flags, check_options, command_line, deliver, read_options
-from .pair import build_pair, prompt_inputs, random_tokens
 from .shapes import config_from_arguments
 from .timing import time_pairs
 

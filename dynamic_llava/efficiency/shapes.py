@@ -10,8 +10,9 @@ from typing import Any
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from ..cli import rate, text, whole
-from ..configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
-from ..files import read_json_object
+from ..configuration_dynamic_llava import DynamicLlavaConfig
+from ..reading import read_json_object
+from ..sparsity_config import SparsityConfig
 
 CLIP_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 # 576 image tokens as in LLaVA-1.5, a tower small enough not to hide the decoder.

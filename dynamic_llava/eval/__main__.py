@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         "--data-root", type=text, help="documents of eval/prepare_data.py; also the shapes (data/shapes)"
     )
     parser.add_argument("--llava-prompts", action="store_true", help="ask as LLaVA's scripts do: TextVQA, MMBench, ...")
-    parser.add_argument("--tasks-dir", type=text, help="folder of task YAML (default eval/tasks of the repository)")
+    parser.add_argument("--tasks-dir", type=text, help="folder of further task YAML")
     parser.add_argument("--output", type=text, help="folder for results.json and samples (default MODEL/eval)")
     parser.add_argument("--resume", action="store_true", help="take over the answers in OUTPUT/responses.jsonl")
     return parser
@@ -83,10 +83,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.
     from ..checkpoints.aspect_ratio import check_aspect_ratio
+    from ..checkpoints.loaded import SparsitySettings, load_model, parse_dtype
     from ..checkpoints.source import find_folder
-    from ..efficiency.machine import checked_device
+    from ..machine import checked_device
     from .conversations import data_root_at
-    from .loading import SparsitySettings, load_model, parse_dtype
     from .responses import ResponseStore, checkpoint_fingerprint
     from .runner import EvaluationOptions, check_tasks, evaluate_tasks, read_tasks, write_evaluation
 

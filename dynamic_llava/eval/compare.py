@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import dynamic_llava
-
 from ..cli import Parser, real, text
-from ..files import output_folder, read_json_object, write_atomically
+from ..files import output_folder, write_atomically
+from ..reading import read_json_object
 from .compare_page import Comparison, Section, render_html, render_markdown
 from .compare_runs import Run, load_runs
 from .llava_prompts import OCR_TASK, TEXTS
 from .tables import MISSING, scaled
 
 ASKED_OTHERWISE = {OCR_TASK, *TEXTS}
-PAPER = Path(dynamic_llava.__file__).resolve().parent.parent / "eval" / "expected" / "paper.json"
+PAPER = Path(__file__).with_name("paper.json")
 HIGHER, LOWER = "▲", "▼"
 COSTS = {
     "image_tokens_kept": "image tokens kept",
@@ -38,7 +37,7 @@ def compare(runs: Sequence[Run], paper: dict[str, Any], tolerance: float = 0.01)
 
     Args:
         runs: the evaluations; the first is what further metrics are compared with.
-        paper: content of `eval/expected/paper.json`.
+        paper: content of `paper.json`.
         tolerance: relative difference from the paper above which a figure is marked.
     """
     limits = [(run.label, run.results["options"].get("limit")) for run in runs]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json_object
+from ..reading import read_json_object
 from ..values import is_finite
 
 RESULTS = "results.json"

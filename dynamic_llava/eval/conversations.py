@@ -14,7 +14,7 @@ from lmms_eval.api.task import ConfigurableTask
 from PIL import Image
 
 from ..data.opening import open_picture
-from ..files import inside, read_json
+from ..reading import inside, read_json
 
 ROOT_VARIABLE = "DYNAMIC_LLAVA_DATA_ROOT"
 DEFAULT_ROOT = "data/shapes"

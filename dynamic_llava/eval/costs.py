@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from ..decisions import PREDICTOR
+from ..checkpoints.loaded import LoadedModel, SparsitySettings
 from ..efficiency.flops import image_tokens_per_image, kv_cache_bytes, predictor_flops, prefill_flops
-from .loading import LoadedModel, SparsitySettings
+from ..rules import LEARNED
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _prefill_flops(record: RequestRecord, loaded: LoadedModel, settings: Sparsit
     config = loaded.model.config
     images = record.image_tokens // image_tokens_per_image(config)
     flops = prefill_flops(config, record.prompt_tokens - record.image_tokens, rate, num_images=images)
-    if rate is not None and rate < 1 and images and settings.image_selector != PREDICTOR:
+    if rate is not None and rate < 1 and images and settings.image_selector != LEARNED:
         flops -= predictor_flops(config, image_tokens=record.image_tokens)
     return flops
 

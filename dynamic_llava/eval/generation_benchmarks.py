@@ -17,7 +17,8 @@ from typing import Any
 from ..cli import Parser, seed, text
 from ..data.tables import read_json
 from ..errors import run_command
-from ..files import inside, output_folder, write_atomically
+from ..files import output_folder, write_atomically
+from ..reading import inside
 
 COMMAND = "eval/build_generation_benchmarks.py"
 MANIFEST = "generation_benchmarks.json"

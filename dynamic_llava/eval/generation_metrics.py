@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..checkpoints.loaded import LoadedModel
 from ..efficiency.flops import kv_cache_bytes, paper_flops
-from .loading import LoadedModel
 from .meteor import corpus_meteor
 from .perplexity import AnswerScores, SampleScore
 

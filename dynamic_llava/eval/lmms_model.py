@@ -21,13 +21,13 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import StoppingCriteriaList
 
+from ..checkpoints.loaded import LoadedModel, SparsitySettings, load_model
 from ..data.opening import for_processor
-from ..decisions import PREDICTOR
+from ..data.prompts import cut_at_stops, encode_prompts, generation_arguments, stop_strings
+from ..rules import LEARNED
 from .answers import Answer
 from .costs import RequestRecord, Stopwatch
-from .loading import LoadedModel, SparsitySettings, load_model
 from .multi_round import COUNTS, Conversation, hold_conversations, question_of_round
-from .prompts import cut_at_stops, encode_prompts, generation_arguments, stop_strings
 from .responses import ResponseStore, response_key
 
 
@@ -50,8 +50,8 @@ class DynamicLlava(lmms):
         pretrained: str | LoadedModel,
         image_keep_rate: float | None = None,
         output_sparsity: bool | None = None,
-        image_selector: str = PREDICTOR,
-        output_selector: str = PREDICTOR,
+        image_selector: str = LEARNED,
+        output_selector: str = LEARNED,
         output_keep_rate: float | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..cache import SparseCache
+from ..checkpoints.loaded import LoadedModel
+from ..data.prompts import encode_prompts, generation_arguments
 from ..statistics import SparsityStatistics
-from .loading import LoadedModel
-from .prompts import encode_prompts, generation_arguments
 
 # A round's number and the answers so far -> the next question, None where the conversation is over.
 NextQuestion = Callable[[int, list[str]], str | None]

@@ -36,7 +36,7 @@ SHORT_NAMES = {
     "llava_bench": ShortName("llava_in_the_wild", "llava-in-the-wild"),
 }
 
-# Tasks of this project (eval/tasks).
+# Tasks of this project (the folder tasks).
 OWN_TASKS = ("lvis_vqa", "lvis_vqa_multi", "sharegpt4v_vqa", "shapes_vqa", "shapes_describe")
 # Tasks whose answers a judge matches with the options, and the same tasks with lmms-eval's static matching.
 STATIC_SCORERS = {"mmbench_en_dev": "mmbench_en_dev_static", "mmbench_cn_dev": "mmbench_cn_dev_static"}

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ..checkpoints.loaded import LoadedModel, SparsitySettings
 from ..data.collator import LlavaCollator
 from ..data.dataset import LlavaJsonDataset
-from ..token_spans import IGNORE_INDEX, image_token_mask
-from .loading import LoadedModel, SparsitySettings
+from ..token_masks import IGNORE_INDEX, image_token_mask
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def build_parser() -> Parser:
     parser.add_argument("--seed", type=seed, default=0, help="seed of the random rows")
     parser.add_argument("--dtype", type=text, default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--device", type=text, help="torch device; default: the GPU where there is one")
-    parser.add_argument("--tasks-dir", type=text, help="folder of task YAML (default eval/tasks of the repository)")
+    parser.add_argument("--tasks-dir", type=text, help="folder of further task YAML")
     return parser
 
 

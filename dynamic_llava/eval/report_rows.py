@@ -12,16 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..checkpoints.loaded import LoadedModel, SparsitySettings, environment, load_model
 from ..data.opening import open_picture
 from ..efficiency.flops import image_tokens_per_image, kv_cache_bytes, predictor_flops, prefill_flops
 from ..files import output_folder, write_atomically
-from ..options import PREDICTOR
+from ..rules import LEARNED
+from ..visualize.drawing import PatchView, WordView, patch_sheet, word_sheet
+from ..visualize.views import view_patches, view_words
 from .conversations import FILES, data_root, read_documents
-from .loading import LoadedModel, SparsitySettings, environment, load_model
 from .perplexity import AnswerScores, score_answers
 from .report_html import COLUMNS, format_cells, render_html
 from .runner import EvaluationOptions, check_data, evaluate_tasks
-from .viz import PatchView, WordView, patch_sheet, view_patches, view_words, word_sheet
 
 VQA_TASK = "shapes_vqa"
 DESCRIBE_TASK = "shapes_describe"
@@ -99,7 +100,7 @@ def efficiency(loaded: LoadedModel, settings: SparsitySettings, scores: AnswerSc
     dtype_bytes = loaded.model.dtype.itemsize
     cached = [kv_cache_bytes(config, s.dense_tokens, s.sparse_tokens, dtype_bytes) for s in scores.samples]
     flops = prefill_flops(config, round(text_tokens), loaded.image_keep_rate(settings))
-    if settings.image_selector != PREDICTOR:
+    if settings.image_selector != LEARNED:
         flops -= predictor_flops(config, image_tokens=image_tokens_per_image(config))
     return {
         "prompt_text_tokens": round(text_tokens),
@@ -130,7 +131,7 @@ def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> lis
     asked = enumerate(list(chosen.values())[:count])
     pictures = ((index, d, open_picture(root / d["image"])) for index, d in asked)
     return [
-        view_patches(loaded, picture, d["question"], d["answer"], seed + index, (PREDICTOR, "random"))
+        view_patches(loaded, picture, d["question"], d["answer"], seed + index, (LEARNED, "random"))
         for index, d, picture in pictures
     ]
 

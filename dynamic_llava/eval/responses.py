@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.source import find_folder
-from ..files import parse_json, regular_file
+from ..reading import parse_json, regular_file
 
 FILE_NAME = "responses.jsonl"
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")

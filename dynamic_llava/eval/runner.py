@@ -13,18 +13,18 @@ from typing import Any
 
 from lmms_eval.api.model import lmms
 
+from ..checkpoints.loaded import LoadedModel, SparsitySettings
 from ..files import output_folder, write_atomically
 from .conversations import FILES, data_root
 from .costs import summarize
 from .generation_metrics import corpus_metrics, table_3
 from .llava_prompts import OCR_TASK
 from .lmms_model import DynamicLlava
-from .loading import LoadedModel, SparsitySettings
 from .local.prepare import local_files, require_ocr_tokens
 from .meteor import require_wordnet
 from .perplexity import score_answers
 from .responses import ResponseStore
-from .tasks import BenchmarkTasks, check_hub_access, leaf_tasks, plain_errors, task_manager_for
+from .task_index import BenchmarkTasks, check_hub_access, leaf_tasks, plain_errors, task_manager_for
 
 
 @dataclass(frozen=True)

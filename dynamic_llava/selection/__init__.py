@@ -1,5 +1,5 @@
 """Rivals of the learned predictors on the same decoder, one file each; importing registers them by name."""
 
-from . import random
+from ..selection import random
 
 __all__ = ["random"]

@@ -8,18 +8,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS
+from ..rules import Evidence, image_rule, output_rule
 
 
-def image_scores(hidden: Tensor, valid: Tensor) -> Tensor:
-    """Uniform scores `(B, N_image)` in [0, 1), higher = keep."""
-    return torch.rand(valid.shape, device=hidden.device)
+@image_rule("random")
+class RandomImages:
+    """Uniform scores in [0, 1), higher = keep."""
+
+    needs = frozenset()
+
+    def score(self, evidence: Evidence) -> Tensor:
+        return torch.rand(evidence.valid.shape, device=evidence.hidden.device)
 
 
-def output_keep(hidden: Tensor, keep_rate: float) -> Tensor:
-    """Keep each token of `hidden (..., D)` with probability `keep_rate`; bool `(...)`."""
-    return torch.rand(hidden.shape[:-1], device=hidden.device) < keep_rate
+@output_rule("random")
+class RandomOutputs:
+    """Each token is kept with the probability `rate`."""
 
+    needs = frozenset()
+    state_size = 0
 
-IMAGE_SELECTORS["random"] = image_scores
-OUTPUT_SELECTORS["random"] = output_keep
+    def keep(self, evidence: Evidence, state: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.rand(evidence.hidden.shape[:-1], device=evidence.hidden.device) < evidence.rate, state

@@ -105,7 +105,7 @@ def report_gradients(config: StageConfig, batches: int) -> None:
     """Print the gradients that reach the predictors."""
     from rich.console import Console
 
-    from . import stage
+    from ..train import stage
     from .gradients import gradient_table
 
     make_data(config)
@@ -114,7 +114,7 @@ def report_gradients(config: StageConfig, batches: int) -> None:
 
 def run(config: StageConfig) -> None:
     """The whole stage: data where it is embedded, training, checkpoint, report."""
-    from . import stage
+    from ..train import stage
 
     make_data(config)
     stage.train(config)

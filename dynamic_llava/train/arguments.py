@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio
-from ..files import read_json_object
+from ..reading import read_json_object
 from .bounds import check_bounds
 from .schedules import KEEP_RATE_SCHEDULES
 

@@ -20,7 +20,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..files import parse_yaml, read_json_object, write_atomically
+from ..files import parse_yaml, write_atomically
+from ..reading import read_json_object
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"

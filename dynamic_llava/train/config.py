@@ -16,8 +16,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..compat import named_as_here
-from ..configuration_dynamic_llava import SparsityConfig
-from ..files import parse_json, parse_yaml, read_yaml_mapping, write_atomically
+from ..files import parse_yaml, read_yaml_mapping, write_atomically
+from ..reading import parse_json
+from ..sparsity_config import SparsityConfig
 from .arguments import DataArguments, ModelArguments, StageArguments
 from .conditions import check_conditions
 from .effects import GROUPS, check_refused

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..configuration_dynamic_llava import SparsityConfig
+from ..sparsity_config import SparsityConfig
 from .arguments import DataArguments, ModelArguments, StageArguments
 
 GROUPS = (ModelArguments, SparsityConfig, DataArguments, StageArguments)

@@ -12,13 +12,14 @@ from PIL import Image
 from torch import nn
 from transformers import TrainerCallback
 
+from ..checkpoints.loaded import LoadedModel
 from ..data.conversation import parse_turns
 from ..data.dataset import ConversationDataset
 from ..data.mixture import MixtureDataset
 from ..data.samples import pictures_of
-from ..efficiency.machine import peak_bytes
-from ..eval.loading import LoadedModel
-from ..eval.viz import patch_sheet, view_patches
+from ..machine import peak_bytes
+from ..visualize.drawing import patch_sheet
+from ..visualize.views import view_patches
 
 # A forward and a backward pass cost about six floating point operations for each weight and token.
 FLOPS_PER_WEIGHT = 6

@@ -12,9 +12,9 @@ from transformers import Trainer
 
 from ..checkpoints.adapters import check_resumed
 from ..checkpoints.load import load_weights
-from ..configuration_dynamic_llava import PREDICTOR_NAMES
-from ..files import read_json_object
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
+from ..reading import read_json_object
+from ..sparsity_config import PREDICTOR_NAMES
 from .checkpointing import best_of, rotate, write_errors, write_manifest
 from .interruption import EvaluationStopped
 

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from ..chat_template import ASSISTANT, USER, marker_ids
 from ..checkpoints import load_checkpoint
+from ..checkpoints.chat_template import ASSISTANT, USER, marker_ids
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
 from .checkpointing import (
     best_of,

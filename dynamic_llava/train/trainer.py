@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from ..data import LengthGroupedSampler
 from ..loading import PREDICTORS
-from ..token_spans import answer_token_mask, image_token_mask
+from ..token_masks import answer_token_mask, image_token_mask
 from .interruption import check_finite
 from .monitoring import Meter, group_norms
 from .saving import SavingTrainer

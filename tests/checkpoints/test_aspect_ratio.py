@@ -14,8 +14,8 @@ from transformers import AutoProcessor, LlavaProcessor
 from dynamic_llava.checkpoints import load_processor
 from dynamic_llava.checkpoints.aspect_ratio import IMAGE_ASPECT_RATIOS, aspect_ratio_of, with_aspect_ratio
 from dynamic_llava.checkpoints.convert import convert
+from dynamic_llava.checkpoints.loaded import evaluation_processor
 from dynamic_llava.data.check import load_settings
-from dynamic_llava.eval.loading import evaluation_processor
 from dynamic_llava.train.config import resolve
 from dynamic_llava.train.processor import stage_processor
 

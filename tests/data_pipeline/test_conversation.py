@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 from transformers import LlavaProcessor
 
-from dynamic_llava.chat_template import ASSISTANT, SYSTEM_PROMPT, USER, chat_template, marker_ids, system_prompt_of
+from dynamic_llava.checkpoints.chat_template import (
+    ASSISTANT,
+    SYSTEM_PROMPT,
+    USER,
+    chat_template,
+    marker_ids,
+    system_prompt_of,
+)
 from dynamic_llava.data.conversation import (
     Turn,
     encode_conversation,
@@ -16,8 +23,8 @@ from dynamic_llava.data.conversation import (
     parse_turns,
     render_conversation,
 )
-from dynamic_llava.token_spans import IGNORE_INDEX
-from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
+from dynamic_llava.token_masks import IGNORE_INDEX
+from tools.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 
 from .conftest import talk
 

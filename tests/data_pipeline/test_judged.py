@@ -10,7 +10,7 @@ from transformers import LlavaProcessor
 
 from dynamic_llava.data import LlavaCollator, LlavaJsonDataset, MixtureDataset
 from dynamic_llava.data.judged import JudgedCounts, count_judged
-from dynamic_llava.token_spans import answer_token_mask
+from dynamic_llava.token_masks import answer_token_mask
 
 from .conftest import talk
 

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, LlavaProcessor
 
 from dynamic_llava import DynamicLlavaConfig
-from dynamic_llava.chat_template import SYSTEM_PROMPT, chat_template, needs_space_behind_image
+from dynamic_llava.checkpoints.chat_template import SYSTEM_PROMPT, chat_template, needs_space_behind_image
 from dynamic_llava.checkpoints.tokenizer import build_processor
 from dynamic_llava.data.conversation import Turn, encode_conversation, parse_turns, render_conversation
 from dynamic_llava.data.dataset import ConversationDataset
 from dynamic_llava.data.lengths import conversation_lengths
-from dynamic_llava.token_spans import IGNORE_INDEX
+from dynamic_llava.token_masks import IGNORE_INDEX
 
 from .conftest import ASSET, talk
 

@@ -14,7 +14,7 @@ from transformers import LlavaProcessor
 
 from dynamic_llava.data import IGNORE_INDEX, LengthGroupedSampler, LlavaCollator, LlavaJsonDataset, MixtureDataset
 from dynamic_llava.data.mixture import chosen_positions
-from dynamic_llava.token_spans import answer_token_mask
+from dynamic_llava.token_masks import answer_token_mask
 
 from .conftest import talk
 from .test_conversation import answers_of

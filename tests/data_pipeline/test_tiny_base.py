@@ -12,12 +12,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava.data.shapes.scene import sample_split_scene
-from dynamic_llava.train.tiny_base.build import build_model, build_tokenizer
-from dynamic_llava.train.tiny_base.config import TextShape, TinyBaseConfig, VisionShape, load_config
-from dynamic_llava.train.tiny_base.decoder import EncodedConversation, predict
-from dynamic_llava.train.tiny_base.evaluate import held_out, object_patches, random_patches, score
-from dynamic_llava.train.tiny_base.saving import save_asset
-from dynamic_llava.train.tiny_base.tower import cache_features, draw_pictures, normalise, patch_labels
+from tools.tiny_base.build import build_model, build_tokenizer
+from tools.tiny_base.config import TextShape, TinyBaseConfig, VisionShape, load_config
+from tools.tiny_base.decoder import EncodedConversation, predict
+from tools.tiny_base.evaluate import held_out, object_patches, random_patches, score
+from tools.tiny_base.saving import save_asset
+from tools.tiny_base.tower import cache_features, draw_pictures, normalise, patch_labels
 
 from .conftest import ASSET
 
@@ -116,7 +116,7 @@ def test_patch_labels_know_each_object() -> None:
 
 
 def test_config_file_is_read_and_checked(tmp_path: Path) -> None:
-    config = load_config(ROOT / "configs" / "train" / "tiny_base.yaml")
+    config = load_config(ROOT / "tools" / "tiny_base" / "tiny_base.yaml")
     assert config.text.num_hidden_layers >= 6
     path = tmp_path / "config.yaml"
     path.write_text("tower: {step: 5}")

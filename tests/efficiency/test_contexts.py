@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynamic_llava.efficiency.contexts import Context, kept_by_row
-from dynamic_llava.efficiency.pair import build_pair
+from dynamic_llava.efficiency.filled_cache import Context, kept_by_row
+from dynamic_llava.efficiency.model_pair import build_pair
 from dynamic_llava.efficiency.shapes import build_config
 
 CPU = torch.device("cpu")

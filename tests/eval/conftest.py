@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from transformers import AutoProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dynamic_llava import DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, SparsityConfig
-from dynamic_llava.eval.loading import LoadedModel, load_model
+from dynamic_llava.checkpoints.loaded import LoadedModel, load_model
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "tiny-llava"
 OBJECTS = (("red", "circle"), ("blue", "square"), ("green", "circle"), ("yellow", "square"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dynamic_llava.eval.conversations import FILES
 
-TASKS = Path(__file__).parents[2] / "eval" / "tasks"
+TASKS = Path(__file__).parents[2] / "dynamic_llava" / "eval" / "tasks"
 WORDS = ["there", "is", "a", "red", "circle", "and", "a", "blue", "square", "in", "the", "picture"]
 
 

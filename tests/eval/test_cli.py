@@ -3,7 +3,7 @@ import json
 import pytest
 from lmms_eval.api.task import ConfigurableTask
 
-from dynamic_llava.eval import loading
+from dynamic_llava.checkpoints import loaded as loading
 from dynamic_llava.eval.__main__ import main
 from dynamic_llava.eval.conversations import ConversationTask
 

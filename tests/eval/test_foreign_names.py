@@ -13,7 +13,7 @@ from dynamic_llava.eval.conversations import read_documents as read_conversation
 from dynamic_llava.eval.generation_benchmarks import main as build_generation
 from dynamic_llava.eval.local.documents import read_documents
 from dynamic_llava.eval.local.prepare import main as prepare
-from dynamic_llava.files import inside
+from dynamic_llava.reading import inside
 
 from . import downloads
 

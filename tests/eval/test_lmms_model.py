@@ -5,19 +5,19 @@ import pytest
 from lmms_eval.models import get_model
 from PIL import Image
 
+from dynamic_llava.checkpoints.loaded import SparsitySettings
 from dynamic_llava.data.conversation import encode_conversation, parse_turns
-from dynamic_llava.eval.conversations import data_root_at
-from dynamic_llava.eval.lmms_model import DynamicLlava, plan_batches
-from dynamic_llava.eval.loading import SparsitySettings
-from dynamic_llava.eval.prompts import (
+from dynamic_llava.data.prompts import (
     DEFAULT_MAX_NEW_TOKENS,
     cut_at_stops,
     encode_prompts,
     generation_arguments,
     stop_strings,
 )
+from dynamic_llava.eval.conversations import data_root_at
+from dynamic_llava.eval.lmms_model import DynamicLlava, plan_batches
 from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks
-from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
+from tools.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 
 
 def answers(loaded, folder: Path, batch_size: int, settings: SparsitySettings, *tasks: str) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import pytest
 from dynamic_llava.eval.__main__ import main, parse
 from dynamic_llava.eval.names import OWN_TASKS, SHORT_NAMES, judge_key, resolve_names
 from dynamic_llava.eval.runner import EvaluationOptions, check_tasks
-from dynamic_llava.eval.tasks import leaf_tasks, task_manager_for
+from dynamic_llava.eval.task_index import leaf_tasks, task_manager_for
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
 

@@ -1,12 +1,12 @@
-"""`python -m dynamic_llava.eval.overhead`: both sides score the same documents; bad input."""
+"""`python -m tools.eval_overhead`: both sides score the same documents; bad input."""
 
 import json
 
 import pytest
 
-from dynamic_llava.eval.overhead import main
-from dynamic_llava.eval.overhead_bench import TASK, build_bench
 from dynamic_llava.eval.responses import FILE_NAME
+from tools.eval_overhead import main
+from tools.eval_overhead_bench import TASK, build_bench
 
 
 def test_report(capsys):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dynamic_llava.checkpoints.loaded import SparsitySettings
 from dynamic_llava.data.conversation import encode_conversation, parse_turns
-from dynamic_llava.eval.loading import SparsitySettings
 from dynamic_llava.eval.perplexity import score_answers, token_nll
-from dynamic_llava.train.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
+from tools.tiny_base.config import SYSTEM_PROMPT as TINY_PROMPT
 
 
 def test_token_nll_by_hand():

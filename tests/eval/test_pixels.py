@@ -14,20 +14,21 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from dynamic_llava.checkpoints import load_processor
+from dynamic_llava.checkpoints.loaded import SparsitySettings, load_model
 from dynamic_llava.data import open_dataset
 from dynamic_llava.data.opening import open_picture
+from dynamic_llava.data.prompts import encode_prompts
 from dynamic_llava.eval import report_rows as report
 from dynamic_llava.eval.conversations import data_root_at
 from dynamic_llava.eval.lmms_model import DynamicLlava
-from dynamic_llava.eval.loading import SparsitySettings, load_model
 from dynamic_llava.eval.local.documents import image_dataset
 from dynamic_llava.eval.multi_round import Conversation, hold_conversations
 from dynamic_llava.eval.perplexity import score_answers
-from dynamic_llava.eval.prompts import encode_prompts
 from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks
-from dynamic_llava.eval.viz import WordView, seen_picture, view_patches
 from dynamic_llava.train.config import resolve
 from dynamic_llava.train.processor import stage_processor
+from dynamic_llava.visualize.drawing import WordView
+from dynamic_llava.visualize.views import seen_picture, view_patches
 
 from ..odd_pictures import PICTURES, REFUSED, stripes
 from .conftest import ASSETS

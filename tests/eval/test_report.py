@@ -9,7 +9,8 @@ from dynamic_llava.eval.report import main
 from dynamic_llava.eval.report_html import scaled
 from dynamic_llava.eval.report_rows import ROWS, VQA_TASK, make_report
 from dynamic_llava.eval.runner import EvaluationOptions, numeric_metrics
-from dynamic_llava.eval.viz import PAPER, draw_patches, text_pieces
+from dynamic_llava.visualize.drawing import PAPER, draw_patches
+from dynamic_llava.visualize.views import text_pieces
 
 
 @pytest.fixture(scope="module")

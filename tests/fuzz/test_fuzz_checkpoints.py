@@ -11,9 +11,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from dynamic_llava import DynamicLlavaConfig, DynamicLlavaForConditionalGeneration
-from dynamic_llava.chat_template import system_prompt_of, writes_space_behind_image
 from dynamic_llava.checkpoints import load_adapter, load_checkpoint, load_published
 from dynamic_llava.checkpoints.__main__ import main
+from dynamic_llava.checkpoints.chat_template import system_prompt_of, writes_space_behind_image
 from dynamic_llava.checkpoints.load import load_processor
 
 from .checkpoint_folders import (

@@ -19,7 +19,7 @@ from dynamic_llava.data.shapes.__main__ import main as draw_shapes
 from dynamic_llava.efficiency.__main__ import main as efficiency
 from dynamic_llava.train.__main__ import main as train
 from dynamic_llava.train.config import known_keys, read_values, resolve
-from dynamic_llava.train.tiny_base.config import load_config as load_tiny_base
+from tools.tiny_base.config import load_config as load_tiny_base
 
 from ..tiny import tiny_config
 from .harness import Case, run_cases
@@ -220,7 +220,7 @@ def _efficiency(case: Case) -> None:
 
 
 def _tiny_base(case: Case) -> None:
-    values, place = mutate_value(case.random, yaml.safe_load((ROOT / "configs/train/tiny_base.yaml").read_text()))
+    values, place = mutate_value(case.random, yaml.safe_load((ROOT / "tools/tiny_base/tiny_base.yaml").read_text()))
     case.note(place, _at(values, place))
     path = _file(case, values)
     with watched(case.root):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dynamic_llava.errors import run_command
-from dynamic_llava.files import inside, read_json
+from dynamic_llava.reading import inside, read_json
 
 from . import harness, limits
 from .harness import Case, run_cases

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from dynamic_llava import DynamicLlavaForConditionalGeneration, functional
+from dynamic_llava import DynamicLlavaForConditionalGeneration, decisions, functional
 from dynamic_llava.checkpoints import load_checkpoint, load_processor
 from dynamic_llava.data import LlavaCollator
 from dynamic_llava.data.shapes import build_shapes
@@ -95,7 +95,7 @@ def test_eight_accumulated_rows_equal_a_batch_of_eight(shapes, tmp_path, monkeyp
         return functional_gumbel((512, 2), generator=generator)[: shape[1]].expand(shape)
 
     functional_gumbel = functional.sample_gumbel
-    monkeypatch.setattr(functional, "sample_gumbel", noise)
+    monkeypatch.setattr(decisions, "sample_gumbel", noise)
     found = []
     for batch, steps in ((8, 1), (1, 8)):
         trainer = stage.train(
@@ -162,7 +162,7 @@ def test_the_gradient_report_equals_two_backward_passes(shapes, tmp_path, monkey
     def noise(shape, **_):
         return torch.full(shape, 0.5) + torch.arange(shape[-1])
 
-    monkeypatch.setattr(functional, "sample_gumbel", noise)
+    monkeypatch.setattr(decisions, "sample_gumbel", noise)
     config = config_of(shapes, tmp_path / "run", per_device_train_batch_size=8, min_output_length=1)
     report = {row["predictor"]: row for row in stage.report_gradients(config, 1)}
     assert set(report) == {"image_predictor", "output_predictor"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...cli import Parser, seed, text, whole
 from ...errors import run_command
-from ...files import read_json_object
+from ...reading import read_json_object
 from .build import INFO_FILE, build_shapes
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import read_json_object, write_atomically
+from ...files import write_atomically
+from ...reading import read_json_object
 from .describe import describe
 from .draw import draw_scene
 from .questions import EMBEDDED_KINDS, ask, ask_many

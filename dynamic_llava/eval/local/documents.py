@@ -13,7 +13,7 @@ import datasets
 from PIL import Image
 
 from ...data.opening import open_picture
-from ...files import inside, parse_json, read_text
+from ...reading import inside, parse_json, read_text
 
 IMAGE_COLUMN = "image"
 

@@ -16,8 +16,8 @@ from typing import Any
 from ...cli import Parser, text
 from ...errors import ExitStatus, message_of, run_command
 from ...files import output_folder
+from ..local import judged, open_answers, options, yes_no
 from ..names import SHORT_NAMES, STATIC_SCORERS, STOCK_PREFIX
-from . import judged, open_answers, options, yes_no
 from .documents import read_documents, write_documents
 from .source import BenchmarkAbsent, Source
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data.opening import opened
-from ...files import inside, parse_json, read_json, read_text, regular_file
 from ...packages import require_package
+from ...reading import inside, parse_json, read_json, read_text, regular_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # A picture in base64 has a few of them.

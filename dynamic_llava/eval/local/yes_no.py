@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...files import read_text
+from ...reading import read_text
 from .source import IMAGE_SUFFIXES, Source, read_lines
 
 POPE_CATEGORIES = ("adversarial", "popular", "random")

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from ..cache import SparseCache
-from .pair import prompt_inputs, random_tokens
+from .model_pair import prompt_inputs, random_tokens
 
 # Tokens appended at once; each time the dense layers are copied whole.
 FILL_BLOCK = 1024

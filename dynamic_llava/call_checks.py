@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from .cache import SparseCache, require_sparse_cache, seen_tokens
-from .configuration_dynamic_llava import DynamicLlavaConfig, SparsityConfig
-from .options import SparsityOptions
-from .token_spans import TokenSpans, generated_token_mask, image_token_mask, last_user_turn_mask
+from .configuration_dynamic_llava import DynamicLlavaConfig
+from .options import CALL_ARGUMENTS, SparsityOptions
+from .sparsity_config import SparsityConfig
+from .token_masks import TokenMasks, generated_token_mask, image_token_mask, last_user_turn_mask
 
 # What transformers hands on to any decoder; every other keyword of a call would be ignored.
 DECODER_KEYWORDS = {"output_attentions", "output_hidden_states", "cache_position"}
@@ -25,8 +26,15 @@ def check_keywords(keywords: Mapping[str, Any], forward: Callable) -> None:
     for name, value in keywords.items():
         if value is not None and name not in DECODER_KEYWORDS:
             known = [known for known in inspect.signature(forward).parameters if known not in ("self", "kwargs")]
+            known += CALL_ARGUMENTS
             near = difflib.get_close_matches(name, known, n=3) or known
             raise TypeError(f"forward() takes no {name!r}; did you mean {', '.join(near)}?")
+
+
+def split_arguments(kwargs: Mapping[str, Any], names: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`kwargs` in two: those of `names`, and the rest."""
+    taken = {name: value for name, value in kwargs.items() if name in names}
+    return taken, {name: value for name, value in kwargs.items() if name not in names}
 
 
 def check_tensors(**arguments: Any) -> None:
@@ -119,23 +127,21 @@ def embed(embedding: nn.Module, config: DynamicLlavaConfig, input_ids: Tensor) -
 def instruct_tokens(
     sparsity: SparsityConfig,
     input_ids: Tensor | None,
-    spans: TokenSpans,
+    tokens: TokenMasks,
     cache: SparseCache | None,
     options: SparsityOptions,
 ) -> Tensor | None:
     """`(B, N)` bool: text of the last user turn of rows with images; None on a cache that has started."""
-    if spans.image is None or (cache is not None and cache.started):
+    if tokens.image is None or (cache is not None and cache.started):
         return None
     if input_ids is None:
         raise ValueError("The instruct predictor finds the user's turn in input_ids; pass them, not inputs_embeds.")
-    output = torch.zeros_like(spans.present) if spans.output is None else spans.output
-    tokens = last_user_turn_mask(
-        input_ids, spans.image, output | ~spans.present, sparsity.user_marker, sparsity.assistant_marker
+    output = torch.zeros_like(tokens.present) if tokens.output is None else tokens.output
+    text = last_user_turn_mask(
+        input_ids, tokens.image, output | ~tokens.present, sparsity.user_marker, sparsity.assistant_marker
     )
-    if not options.training:
-        # The published code judges the last one in training only.
-        tokens = tokens & tokens.roll(-1, dims=1)
-    return tokens
+    # The published code judges the last one in training only.
+    return text if options.training else text & text.roll(-1, dims=1)
 
 
 def image_positions(

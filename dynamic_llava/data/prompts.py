@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..chat_template import IMAGE_TOKEN
-from ..data.opening import for_processor
+from ..checkpoints.chat_template import IMAGE_TOKEN
+from .opening import for_processor
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", "min_new_tokens")

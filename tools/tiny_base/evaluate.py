@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from ...chat_template import IMAGE_TOKEN
-from ...data.conversation import Turn, encode_conversation
-from ...data.shapes.questions import KINDS, ask
-from ...data.shapes.scene import Scene, patch_coverage
-from .config import SYSTEM_PROMPT
-from .decoder import EncodedConversation, description_turns, predict
+from dynamic_llava.checkpoints.chat_template import IMAGE_TOKEN
+from dynamic_llava.data.conversation import Turn, encode_conversation
+from dynamic_llava.data.shapes.questions import KINDS, ask
+from dynamic_llava.data.shapes.scene import Scene, patch_coverage
+from tools.tiny_base.config import SYSTEM_PROMPT
+from tools.tiny_base.decoder import EncodedConversation, description_turns, predict
 
 _BATCH = 50
 

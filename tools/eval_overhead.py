@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.eval.overhead`: what an evaluation takes besides its model, against lmms-eval itself.
+"""`python -m tools.eval_overhead`: what an evaluation takes besides its model, against lmms-eval itself.
 
 The model answers at once. One side is lmms-eval with a model that returns a word per request; the other is everything
 that `python -m dynamic_llava.eval` does between its checks and its result files: pictures, prompts, batches, answers on
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..cli import Parser, text, whole
-from ..errors import run_command
-from ..packages import require_package
+from dynamic_llava.cli import Parser, text, whole
+from dynamic_llava.errors import run_command
+from dynamic_llava.packages import require_package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> None:
     parser = Parser(
-        prog="python -m dynamic_llava.eval.overhead",
+        prog="python -m tools.eval_overhead",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,7 +42,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(arguments)
     require_package("lmms_eval", "The comparison with lmms-eval")
-    from .overhead_bench import build_bench, measure_overhead, overhead_table
+    from tools.eval_overhead_bench import build_bench, measure_overhead, overhead_table
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:

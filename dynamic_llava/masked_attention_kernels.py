@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .blocked_attention import blocked_masked_softmax
-from .functional import GATE_ESTIMATORS
+from .masked_attention_blocked import blocked_masked_softmax
+from .sparsity_config import GATE_ESTIMATORS
 
 logger = logging.get_logger(__name__)
 
 # Relative norm by which the two may differ: a few roundings of each type.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# What the kernels take.
+HEAD_SIZES = (16, 32, 64, 128)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # More than one tile in each direction, and a last one that is not full.
 TRIAL_LENGTH = 150
 
@@ -43,7 +46,7 @@ def choose_kernel(wanted: str, hidden: Tensor, head_size: int) -> str:
     if wanted == "blocked" or (wanted == "auto" and not hidden.is_cuda):
         return "blocked"
     dtype = _compute_dtype(hidden)
-    reason = _missing(hidden.device) or _unsupported(dtype, head_size)
+    reason = _missing(hidden.device) or unsupported(dtype, head_size)
     if wanted == "auto":
         reason = reason or failed_trial(hidden.device, dtype, head_size)
         if reason:
@@ -67,8 +70,10 @@ def run_kernel(
     """MaskedSoftmax by the kernel that `choose_kernel` gave; arguments as for `blocked_masked_softmax`."""
     if kernel == "blocked":
         return blocked_masked_softmax(query, key, value, keep_mask, present, scaling, estimator)
-    from .triton_attention import triton_masked_softmax
+    from .masked_attention_triton import triton_masked_softmax
 
+    if reason := unsupported(_compute_dtype(query), query.shape[-1]):
+        raise ValueError(f"The Triton kernels of MaskedSoftmax do not take this call: {reason}; use 'blocked'.")
     if torch.is_autocast_enabled(query.device.type):
         # Rotary embeddings leave queries and keys in float32; stock attention casts them in the same way.
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -79,7 +84,7 @@ def run_kernel(
 @lru_cache
 def failed_trial(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
     """Why the Triton kernels are not trusted on `device`: what they raised, or by how much they differ; else None."""
-    from .triton_attention import triton_masked_softmax
+    from .masked_attention_triton import triton_masked_softmax
 
     for estimator in GATE_ESTIMATORS:
         expected = _trial(blocked_masked_softmax, device, dtype, head_size, estimator)
@@ -124,7 +129,10 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def _unsupported(dtype: torch.dtype, head_size: int) -> str | None:
-    from .triton_attention import unsupported
-
-    return unsupported(dtype, head_size)
+def unsupported(dtype: torch.dtype, head_size: int) -> str | None:
+    """Why the kernels do not take such tensors, None where they do."""
+    if head_size not in HEAD_SIZES:
+        return f"head size {head_size} is not one of {', '.join(map(str, HEAD_SIZES))}"
+    if dtype not in DTYPES:
+        return f"{dtype} is not one of {', '.join(map(str, DTYPES))}"
+    return None

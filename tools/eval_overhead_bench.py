@@ -18,18 +18,25 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlavaImageProcessorPil, LlavaProcessor
 
-from ..checkpoints import load_processor
-from ..data.opening import open_picture
-from ..efficiency.machine import machine_facts
-from ..efficiency.option_flags import command_line
-from ..efficiency.shapes import build_config
-from ..efficiency.timing import time_pairs
-from ..statistics import SparsityStatistics
-from .conversations import FILES, data_root_at
-from .loading import LoadedModel, SparsitySettings
-from .prompts import encode_prompts
-from .responses import ResponseStore
-from .runner import EvaluationOptions, check_tasks, evaluate_tasks, read_tasks, run_lmms, write_evaluation
+from dynamic_llava.checkpoints import load_processor
+from dynamic_llava.checkpoints.loaded import LoadedModel, SparsitySettings
+from dynamic_llava.data.opening import open_picture
+from dynamic_llava.data.prompts import encode_prompts
+from dynamic_llava.efficiency.option_flags import command_line
+from dynamic_llava.efficiency.shapes import build_config
+from dynamic_llava.efficiency.timing import time_pairs
+from dynamic_llava.eval.conversations import FILES, data_root_at
+from dynamic_llava.eval.responses import ResponseStore
+from dynamic_llava.eval.runner import (
+    EvaluationOptions,
+    check_tasks,
+    evaluate_tasks,
+    read_tasks,
+    run_lmms,
+    write_evaluation,
+)
+from dynamic_llava.machine import machine_facts
+from dynamic_llava.statistics import SparsityStatistics
 
 TASK = "shapes_vqa"
 QUESTION, ANSWER = "What is in the picture?", "circle"
@@ -149,7 +156,7 @@ def measure_overhead(bench: Bench, repeats: int) -> dict[str, Any]:
     alone, ours = times["dense_s"]["median"], times["ours_s"]["median"]
     return {
         "machine": machine_facts(CPU),
-        "command": command_line("dynamic_llava.eval.overhead"),
+        "command": command_line("tools.eval_overhead"),
         "documents": len(list((bench.folder / "images").iterdir())),
         "batch_size": bench.options.batch_size,
         "lmms_eval_s": times["dense_s"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ...files import read_yaml_mapping
+from dynamic_llava.files import read_yaml_mapping
 
 # The wording that the base of the package was trained with; its chat template writes it. Vicuna v1 says "user".
 SYSTEM_PROMPT = (

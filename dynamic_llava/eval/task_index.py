@@ -17,14 +17,12 @@ from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 from tenacity import RetryError
 
-import dynamic_llava
-
 from .llava_prompts import with_llava_prompt
 from .local.task import MODEL_NAME, local_config
 from .mmbench_static import aggregate_cn_static
 from .names import OWN_TASKS, SHORT_NAMES, STATIC_SCORERS, stock_folders
 
-DEFAULT_TASKS_DIR = Path(dynamic_llava.__file__).resolve().parent.parent / "eval" / "tasks"
+OWN_TASKS_DIR = Path(__file__).with_name("tasks")
 STOCK_TASKS_DIR = Path(lmms_eval.tasks.__file__).parent
 CN_JUDGED = "mmbench_cn_dev"
 CN_STATIC = STATIC_SCORERS[CN_JUDGED]
@@ -89,25 +87,27 @@ def task_manager_for(
 
     Args:
         names: task, group or tag names.
-        tasks_dir: folder of our task YAML; None means `eval/tasks` beside the package.
+        tasks_dir: folder of further task YAML; its tasks stand beside those of this project.
         local, llava_prompts: see `BenchmarkTasks`.
 
     Raises:
         FileNotFoundError: the folder holds no task files.
         ValueError: no name given, an unknown one (the nearest names are offered), or a task file that is none.
     """
-    folder = Path(tasks_dir or DEFAULT_TASKS_DIR)
-    if not folder.is_dir() or not any(folder.glob("*.yaml")):
-        raise FileNotFoundError(f"No task files in {folder}; pass --tasks-dir with the repository's eval/tasks folder.")
+    folders = [str(OWN_TASKS_DIR)]
+    if tasks_dir is not None:
+        if not any(Path(tasks_dir).glob("*.yaml")):
+            raise FileNotFoundError(f"tasks_dir={tasks_dir} holds no task files (*.yaml); name the folder that does.")
+        folders.insert(0, str(tasks_dir))
     if not names:
         raise ValueError("No task given; pass for example --tasks shapes_vqa,shapes_describe.")
-    manager = _indexed([str(folder)], False, local, llava_prompts)
+    manager = _indexed(folders, False, local, llava_prompts)
     missing = [name for name in names if name not in manager.task_index]
     if not missing:
         return manager
-    folders = stock_folders(missing)
-    stock = [] if folders is None else [str(STOCK_TASKS_DIR / name) for name in folders]
-    manager = _indexed([str(folder), *stock], not stock, local, llava_prompts)
+    named = stock_folders(missing)
+    stock = [] if named is None else [str(STOCK_TASKS_DIR / name) for name in named]
+    manager = _indexed([*folders, *stock], not stock, local, llava_prompts)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, [*SHORT_NAMES, *OWN_TASKS, *manager.all_tasks], n=4, cutoff=0.5)
@@ -124,7 +124,7 @@ def _indexed(folders: list[str], *arguments) -> BenchmarkTasks:
     except (AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
             f"A task file in {folders[0]} is not what lmms-eval reads ({type(error).__name__}: {error}); correct it, "
-            "or point --tasks-dir to the repository's eval/tasks."
+            "or leave --tasks-dir out."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""SlotTable: which slots of the sparse layers hold what. Shared by all layers from `sparse_layer` on."""
+"""KeptTable: which tokens the slots of the sparse layers hold. Shared by all layers from `sparse_layer` on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .functional import new_steering
+from .decisions import Decision
 from .storage import mark_static, persistent, widen
+from .token_masks import TokenMasks
 
 # What `kinds` holds of a token: image and output tokens judged, and whether they were kept.
-KINDS = {"image": 1, "image_kept": 2, "output": 4, "output_kept": 8}
+BITS = {"image": 1, "image_kept": 2, "output": 4, "output_kept": 8}
 
 
-class SlotTable:
+class KeptTable:
     """Cursors and validity of the slots.
 
     Attributes:
@@ -24,12 +25,11 @@ class SlotTable:
         length_bound: host-side upper bound of the cursors.
         write_index: `(B, n)` slots of the tokens being written.
         read_length: slots that the call in progress reads.
-        kinds: `(B, columns)` uint8, what each token seen was: a sum of `KINDS`.
-        row_log: `(B, columns)` uint8, `kinds` as each call wrote them, whatever rows became since; None unless
-            `logs_rows`.
-        steering: `(B, 3)` state of `functional.steered_keep_mask`.
-        steering_log: `(B, columns, 3)` the state after each column, for `crop`; None until a call steers, and where the
-            size is fixed.
+        kinds: `(B, columns)` uint8, what each token seen was: a sum of `BITS`.
+        row_log: `(B, columns)` uint8, `kinds` as each call wrote them, whatever rows became since; see `log_rows`.
+        state: `(B, S)` of the output rule (`rules.OutputRule`), S its `state_size`.
+        state_log: `(B, columns, S)` the state after each column, for `crop`; None until it changes, and where the size
+            is fixed.
         drops: of each call that dropped tokens its first column, and `(B,)` the column behind the last one that its
             choice was made among.
         growths: of each call that made the storage grow its columns `(first, behind)` and the capacity since then.
@@ -50,18 +50,20 @@ class SlotTable:
         """Forget everything, as freshly made."""
         self.capacity = self.length_bound = self.read_length = 0
         self.started = False
+        self.state_size = 0
         self.cursor: Tensor | None = None
-        self.valid: Tensor | None = None
-        self.column: Tensor | None = None
-        self.write_index: Tensor | None = None
-        self.kinds: Tensor | None = None
-        self.steering: Tensor | None = None
-        self.steering_log: Tensor | None = None
+        self.valid = self.column = self.write_index = self.kinds = self.state = self.state_log = None
         self.has_padding = False
         self.logs_rows, self.row_log = False, None
         self.drops: list[tuple[int, Tensor]] = []
         self.growths: list[tuple[int, int, int]] = []
         self.fed: int | None = 0
+
+    def begin(self, state_size: int) -> None:
+        """Make room for the state of a call's output rule: that of the calls before, where they had the same."""
+        if self.state is not None and state_size not in (0, self.state.shape[1]):
+            self.state, self.state_log = self.state.new_zeros(len(self.state), state_size), None
+        self.state_size = state_size
 
     @persistent
     def _start(self, batch_size: int, device: torch.device) -> None:
@@ -70,9 +72,9 @@ class SlotTable:
         self.valid = torch.zeros(batch_size, self.capacity, dtype=torch.bool, device=device)
         self.column = torch.zeros(batch_size, self.capacity, dtype=torch.long, device=device)
         self.kinds = torch.zeros(batch_size, self.capacity, dtype=torch.uint8, device=device)
-        self.steering = new_steering(batch_size, device)
+        self.state = torch.zeros(batch_size, self.state_size, device=device)
         if self.fixed_size:
-            mark_static(self.cursor, self.valid, self.column, self.kinds, self.steering)
+            mark_static(self.cursor, self.valid, self.column, self.kinds, self.state)
 
     def _reserve(self, number: int) -> None:
         """Make room for `number` more slots; the bound is tightened where that is free or saves a growth."""
@@ -134,17 +136,15 @@ class SlotTable:
         """Move every cursor on by `number`."""
         self.commit(torch.full_like(self.cursor, number), most=number)
 
-    def record(self, decision, spans, seen: int | Tensor) -> None:
-        """Note what a call on tokens from column `seen` on decided, and where the steering stands."""
-        kinds = torch.zeros_like(spans.present, dtype=torch.uint8)
-        for name, tokens, keep in (
-            ("image", spans.image, decision.image_keep_mask),
-            ("output", spans.output, decision.output_keep_mask),
-        ):
-            if tokens is not None:
-                kept = tokens if keep is None else tokens & keep
-                for kind, which in ((name, tokens), (f"{name}_kept", kept)):
-                    kinds = kinds + which.to(torch.uint8) * KINDS[kind]
+    def record(self, decision: Decision, tokens: TokenMasks, seen: int | Tensor) -> None:
+        """Note what a call on tokens from column `seen` on decided, and the state of its output rule."""
+        kinds = torch.zeros_like(tokens.present, dtype=torch.uint8)
+        for kind in ("image", "output"):
+            judged, keep = tokens.of(kind), decision.keep_mask(kind)
+            if judged is not None:
+                kept = judged if keep is None else judged & keep
+                for name, which in ((kind, judged), (f"{kind}_kept", kept)):
+                    kinds = kinds + which.to(torch.uint8) * BITS[name]
         columns = torch.arange(kinds.shape[1], device=kinds.device) + seen
         if not self.fixed_size:
             self.kinds = widen(self.kinds, seen + kinds.shape[1], self.block_size)
@@ -158,7 +158,7 @@ class SlotTable:
         self.kinds.scatter_(1, columns.expand_as(kinds), kinds)
         if self.logs_rows:
             self._log_rows(kinds, int(seen))
-        self._log_steering(decision.steering, seen, kinds.shape[1])
+        self._log_state(decision.state, seen, kinds.shape[1])
 
     def log_rows(self, wanted: bool) -> None:
         """Begin or end a `row_log`."""
@@ -171,18 +171,18 @@ class SlotTable:
         self.row_log = widen(self.row_log, seen + kinds.shape[1], self.block_size)
         self.row_log[:, seen : seen + kinds.shape[1]] = kinds
 
-    def _log_steering(self, steering: Tensor | None, seen: int | Tensor, number: int) -> None:
+    def _log_state(self, state: Tensor | None, seen: int | Tensor, number: int) -> None:
         if self.fixed_size:
-            if steering is not None:
-                self.steering.copy_(steering)
+            if state is not None:
+                self.state.copy_(state)
             return
-        if steering is None and self.steering_log is None:
+        if state is None and self.state_log is None:
             return
-        log = self.steering[:, None][:, :0] if self.steering_log is None else self.steering_log
-        if steering is not None:
-            self.steering = steering.detach()
-        self.steering_log = widen(log, seen + number, self.block_size)
-        self.steering_log[:, seen : seen + number] = self.steering[:, None]
+        log = self.state[:, None][:, :0] if self.state_log is None else self.state_log
+        if state is not None:
+            self.state = state.detach()
+        self.state_log = widen(log, seen + number, self.block_size)
+        self.state_log[:, seen : seen + number] = self.state[:, None]
 
     def _used(self) -> Tensor:
         """`(B, capacity)` bool: slots that hold a token."""
@@ -202,7 +202,7 @@ class SlotTable:
     @persistent
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the table by `function` of them (reorder, repeat, select)."""
-        for name in ("cursor", "valid", "column", "kinds", "steering", "steering_log"):
+        for name in ("cursor", "valid", "column", "kinds", "state", "state_log"):
             if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, function(tensor))
         self.drops = [(start, function(end)) for start, end in self.drops]
@@ -233,8 +233,8 @@ class SlotTable:
         self.valid = (self.valid & stored)[:, : self.capacity]
         self.kinds = self.kinds.clone()
         self.kinds[:, length:] = 0
-        if self.steering_log is not None:
-            self.steering = self.steering_log[:, length - 1].clone()
+        if self.state_log is not None:
+            self.state = self.state_log[:, length - 1].clone()
 
     def _shrink(self, stored: Tensor, length: int) -> None:
         """Take back the growth of calls that are forgotten; `stored (B, capacity)` are the slots that stay in use."""

@@ -12,18 +12,18 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, LlavaConfig, PreTrainedModel, ProcessorMixin
 
-import dynamic_llava  # noqa: F401  registers the model with the Auto classes
-
-from ..checkpoints import load_checkpoint, load_processor
-from ..checkpoints.aspect_ratio import KEEP, PAD, SQUARE, aspect_ratio_of, check_aspect_ratio, with_aspect_ratio
-from ..checkpoints.opened import open_checkpoint
-from ..checkpoints.source import find_folder, read_config_file
-from ..configuration_dynamic_llava import check_keep_rate
-from ..efficiency.machine import checked_device
+from .. import modeling_dynamic_llava, selection  # noqa: F401  register the model and the rules
 from ..loading import is_adapter
+from ..machine import checked_device
 from ..model_kinds import is_published
-from ..options import IMAGE_SELECTORS, OUTPUT_SELECTORS, PREDICTOR
+from ..rules import LEARNED, find_image_rule, find_output_rule
+from ..sparsity_config import check_keep_rate
 from ..weight_files import check_finite
+from .adapters import load_checkpoint
+from .aspect_ratio import KEEP, PAD, SQUARE, aspect_ratio_of, check_aspect_ratio, with_aspect_ratio
+from .load import load_processor
+from .opened import open_checkpoint
+from .source import find_folder, read_config_file
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -43,8 +43,8 @@ class SparsitySettings:
 
     image_keep_rate: float | None = None
     output_sparsity: bool | None = None
-    image_selector: str = PREDICTOR
-    output_selector: str = PREDICTOR
+    image_selector: str = LEARNED
+    output_selector: str = LEARNED
     output_keep_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -52,12 +52,10 @@ class SparsitySettings:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_keep_rate(name, _number(getattr(self, name))))
         object.__setattr__(self, "output_sparsity", _switch("output_sparsity", self.output_sparsity))
-        for name, rivals in (("image_selector", IMAGE_SELECTORS), ("output_selector", OUTPUT_SELECTORS)):
-            known = [PREDICTOR, *sorted(rivals)]
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        find_image_rule(self.image_selector, "topk")
+        find_output_rule(self.output_selector)
         if self.output_sparsity is False:
-            for name, idle in (("output_keep_rate", None), ("output_selector", PREDICTOR)):
+            for name, idle in (("output_keep_rate", None), ("output_selector", LEARNED)):
                 if getattr(self, name) != idle:
                     raise ValueError(
                         f"{name}={getattr(self, name)} has no effect with output_sparsity off; leave one of them out."

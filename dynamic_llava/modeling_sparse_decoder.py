@@ -1,38 +1,44 @@
-"""The decoder: dense prefix -> decide -> sparse suffix."""
+"""The decoder: dense prefix -> decide -> sparse suffix, on the stock decoder of any family in `DECODERS`."""
 
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
+import transformers
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import backend_mask, causal_candidates, gated_implementation, lowest_score, training_mask
 from .cache import SparseCache, seen_tokens
-from .configuration_dynamic_llava import SparsityConfig
-from .decisions import Decision, decide, draw
-from .functional import gather_kept, pack_left, scale_gradient, scatter_kept, visible_columns
-from .masked_kernels import choose_kernel
+from .decisions import Decision, chosen_from, decide, draw, split_computed
+from .functional import gather_kept, pack_left, scale_gradient, scatter_kept
+from .masked_attention import backend_mask, causal_visible, gated_implementation, lowest_score, training_mask
+from .masked_attention_kernels import choose_kernel
+from .masked_softmax import visible_columns
+from .model_kinds import DECODERS
 from .options import SparsityOptions
-from .outputs import DynamicLlamaOutput
+from .outputs import SparseDecoderOutput
 from .predictors import ImagePredictor, OutputPredictor, PredictorLinear
-from .token_spans import TokenSpans
+from .sparsity_config import SparsityConfig
+from .token_masks import TokenMasks, count_positions
 
 
-class DynamicLlamaModel(LlamaModel):
-    """Llama decoder whose layers from `sparse_layer` on see kept tokens only.
+class SparseDecoderMixin:
+    """A stock decoder whose layers from `sparse_layer` on see kept tokens only.
 
-    Changes from `LlamaModel`:
-        - `image_predictor` and `output_predictor` between layer `sparse_layer - 1` and `sparse_layer`;
+    Stands in front of a stock decoder with `layers`, `norm` and `rotary_emb`, whose layers take `position_embeddings`.
+
+    Changes from the stock decoder:
+        - a predictor for each kind of tokens between layer `sparse_layer - 1` and `sparse_layer`;
         - in training the sparse layers attend by MaskedSoftmax, in inference they run on the kept tokens;
         - the cache is a `SparseCache`.
     """
 
-    def __init__(self, config: LlamaConfig, sparsity: SparsityConfig) -> None:
+    def __init__(self, config: PretrainedConfig, sparsity: SparsityConfig) -> None:
         super().__init__(config)
         sparsity.check_decoder(config.num_hidden_layers)
         self.sparsity = sparsity
@@ -48,7 +54,7 @@ class DynamicLlamaModel(LlamaModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module) -> None:
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PredictorLinear):
             module.draw(next(name for name, other in self.named_modules() if other is module))
         else:
@@ -59,19 +65,19 @@ class DynamicLlamaModel(LlamaModel):
     def forward(
         self,
         inputs_embeds: Tensor,
-        spans: TokenSpans,
+        tokens: TokenMasks,
         options: SparsityOptions,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: SparseCache | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> DynamicLlamaOutput:
+    ) -> SparseDecoderOutput:
         """Run the decoder.
 
         Args:
             inputs_embeds: `(B, N, D)`, image features merged in.
-            spans: image and output tokens of this call.
+            tokens: the tokens of this call by kind.
             options: what is dropped in this call.
             attention_mask: `(B, seen + N)`, 0 at padding; None means no padding.
             position_ids: `(B or 1, N)`; None counts the tokens of the mask, or those seen.
@@ -82,41 +88,38 @@ class DynamicLlamaModel(LlamaModel):
         """
         seen = seen_tokens(past_key_values)
         if position_ids is None:
-            position_ids = _position_ids(inputs_embeds, attention_mask, seen)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            layer_idx=0,
-        )
-        if causal_mask is not None and causal_mask.dtype == torch.float64:
-            causal_mask = causal_mask.clamp(min=lowest_score(causal_mask.dtype))
+            position_ids = count_positions(inputs_embeds, attention_mask, seen)
+        causal_mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
         dense = self.layers[: self.sparsity.sparse_layer]
         hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
         self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)
         if options.training:
-            decision = draw(self, hidden, spans, options)
-            gates = decision.keep_mask(torch.ones(hidden.shape[:2], device=hidden.device))
-            if self.sparsity.sparse_training == "pruned":
-                hidden = self._pruned(hidden, gates, decision, spans, position_ids, **kwargs)
-            else:
-                hidden = self._gated(hidden, gates, spans.present, position_ids, **kwargs)
+            decision = draw(self, hidden, tokens, options)
+            gates = decision.gates(torch.ones(hidden.shape[:2], device=hidden.device))
+            run = self._pruned if self.sparsity.sparse_training == "pruned" else self._gated
+            hidden = run(hidden, gates, tokens, position_ids, decision=decision, **kwargs)
         else:
-            steering = past_key_values.table.steering if past_key_values is not None else None
-            decision = decide(self, hidden, spans, options, steering)
-            if spans.single_output:
-                hidden = self._step(hidden, decision, position_ids, attention_mask, seen, **kwargs)
-            else:
-                masks = (causal_mask, attention_mask)
-                hidden = self._kept(hidden, decision, spans, position_ids, masks, seen, **kwargs)
-            if past_key_values is not None:
-                past_key_values.table.record(decision, spans, seen)
-        return DynamicLlamaOutput(
+            masks = (causal_mask, attention_mask)
+            hidden, decision = self._infer(inputs_embeds, hidden, tokens, options, position_ids, masks, seen, **kwargs)
+        return SparseDecoderOutput(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values, decision=decision
         )
+
+    def _causal_mask(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, cache: SparseCache | None, position_ids: Tensor
+    ) -> Tensor | None:
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+            layer_idx=0,
+        )
+        if mask is not None and mask.dtype == torch.float64:
+            mask = mask.clamp(min=lowest_score(mask.dtype))
+        return mask
 
     def _run(self, layers, hidden: Tensor, mask: Tensor | None, positions: Tensor, **kwargs) -> Tensor:
         """The layers see positions as rotary embeddings only: flash attention takes gaps in `position_ids` for the
@@ -132,8 +135,14 @@ class DynamicLlamaModel(LlamaModel):
         mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden, valid)
         return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, position_ids, **kwargs)
 
-    def _gated(self, hidden: Tensor, gates: Tensor, present: Tensor, position_ids: Tensor, **kwargs) -> Tensor:
-        """The sparse layers in training: every token is computed, dropped ones are seen by themselves alone."""
+    def _gated(
+        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks | Tensor, position_ids: Tensor, decision=None, **kwargs
+    ) -> Tensor:
+        """The sparse layers in training: every token is computed, dropped ones are seen by themselves alone.
+
+        `tokens` are those of the call, or `(B, N)` bool, which of them are present.
+        """
+        present = tokens.present if isinstance(tokens, TokenMasks) else tokens
         mask = training_mask(present, self.config._attn_implementation)
         sparse = self.layers[self.sparsity.sparse_layer :]
         if self.config._attn_implementation != "eager":
@@ -142,7 +151,7 @@ class DynamicLlamaModel(LlamaModel):
         return self._run(sparse, hidden, mask, position_ids, keep_mask=gates, gate_estimator=estimator, **kwargs)
 
     def _pruned(
-        self, hidden: Tensor, gates: Tensor, decision: Decision, spans: TokenSpans, position_ids: Tensor, **kwargs
+        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks, position_ids: Tensor, decision: Decision, **kwargs
     ) -> Tensor:
         """The sparse layers in training on the tokens that stay; dropped output tokens stay, with a next token to say.
 
@@ -150,22 +159,48 @@ class DynamicLlamaModel(LlamaModel):
         its gate does not depend on which others stay: probes at a rate, weighed by its inverse, give on average what
         masking gives.
         """
-        stay = spans.present.clone()
-        for mask in (decision.image_keep_mask, decision.instruct_keep_mask):
+        computed = tokens.present.clone()
+        for mask in (decision.keep_mask("image"), decision.keep_mask("instruct")):
             if mask is not None:
-                stay &= mask.detach() > 0.5
-        if spans.asked is not None:
+                computed &= mask.detach() > 0.5
+        if tokens.supervised is not None:
             # What stands in front of an answer says its first token, also where it is a dropped image token.
-            stay |= spans.asked
+            computed |= tokens.supervised
         rate = self.sparsity.pruned_probe_rate
         if rate > 0:
-            probes = spans.present & ~stay & (torch.rand(stay.shape, device=stay.device) < rate)
+            probes = tokens.present & ~computed & (torch.rand(computed.shape, device=computed.device) < rate)
             gates = torch.where(probes, scale_gradient(gates, 1 / rate), gates)
-            stay |= probes
-        index, valid, _ = pack_left(stay)
+            computed |= probes
+        index, valid, _ = pack_left(computed)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
         packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
         return scatter_kept(packed, index, valid, torch.zeros_like(hidden))
+
+    def _infer(
+        self,
+        embedded: Tensor,
+        hidden: Tensor,
+        tokens: TokenMasks,
+        options: SparsityOptions,
+        position_ids: Tensor,
+        masks: tuple[Tensor | None, Tensor | None],
+        seen: int | Tensor,
+        **kwargs,
+    ) -> tuple[Tensor, Decision]:
+        """The sparse layers in inference, and what was decided; `masks` are the causal and the attention mask."""
+        cache: SparseCache | None = kwargs["past_key_values"]
+        state = None
+        if cache is not None:
+            cache.table.begin(options.output_rule.state_size)
+            state = cache.table.state
+        decision = decide(self, hidden, embedded, tokens, options, state)
+        if tokens.single_output:
+            hidden = self._step(hidden, decision, position_ids, masks[1], seen, **kwargs)
+        else:
+            hidden = self._kept(hidden, decision, tokens, position_ids, masks, seen, **kwargs)
+        if cache is not None:
+            cache.table.record(decision, tokens, seen)
+        return hidden, decision
 
     def _step(
         self,
@@ -182,15 +217,15 @@ class DynamicLlamaModel(LlamaModel):
         columns = torch.zeros_like(one, dtype=torch.long) + seen
         visible = table.plan(one, columns, padded=False, present=attention_mask)
         hidden = self._run_sparse(hidden, visible, position_ids, **kwargs)
-        keep = one if decision.output_keep_mask is None else decision.output_keep_mask
-        table.commit(keep[:, 0].long(), most=1)
+        keep = decision.keep_mask("output")
+        table.commit((one if keep is None else keep)[:, 0].long(), most=1)
         return hidden
 
     def _kept(
         self,
         hidden: Tensor,
         decision: Decision,
-        spans: TokenSpans,
+        tokens: TokenMasks,
         position_ids: Tensor,
         masks: tuple[Tensor | None, Tensor | None],
         seen: int | Tensor,
@@ -198,77 +233,63 @@ class DynamicLlamaModel(LlamaModel):
     ) -> Tensor:
         """Several tokens per row: the sparse layers run on those that stay, at their original positions."""
         cache: SparseCache | None = kwargs["past_key_values"]
-        causal_mask, attention_mask = masks
-        stay, dropped = _split(decision, spans)
+        computed, dropped = split_computed(decision, tokens)
         started = cache is not None and cache.started
-        if stay is None and not started:
-            # Nothing to drop: exactly the stock decoder, padding included.
-            if cache is not None:
-                columns = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
-                cache.table.plan(spans.present, columns, padded=spans.has_padding)
-            sparse = self.layers[self.sparsity.sparse_layer :]
-            if causal_mask is not None:
-                # A cache of fixed size has columns that are not written yet.
-                causal_mask = causal_mask[..., : hidden.shape[1]]
-            output = self._run(sparse, hidden, causal_mask, position_ids, **kwargs)
-            if cache is not None:
-                cache.table.commit_all(hidden.shape[1])
-            return output
-        index, valid, full = pack_left(spans.present if stay is None else stay)
+        if computed is None and not started:
+            return self._all_kept(hidden, tokens, position_ids, masks[0], **kwargs)
+        index, valid, full = pack_left(tokens.present if computed is None else computed)
         packed = gather_kept(hidden, index)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
-        # In scoring dropped tokens that are asked stay as queries that no other token sees.
-        hiding = dropped is not None and spans.asked is not None
+        # In scoring dropped tokens that are supervised stay as queries that no other token sees.
+        hiding = dropped is not None and tokens.supervised is not None
         hiding = hiding and (torch.compiler.is_exporting() or bool(dropped.any()))
         visible, causal_over = None, None if started or hiding else valid
         if cache is not None:
-            present = attention_mask if started else None
+            present = masks[1] if started else None
             visible = cache.table.plan(valid, index + seen, padded=False, present=present)
             if full and not started:
                 visible = None
         elif hiding:
-            visible = visible_columns(~dropped.gather(1, index), causal_candidates(valid))
+            visible = visible_columns(~dropped.gather(1, index), causal_visible(valid))
         elif not full:
-            visible = causal_candidates(valid) | torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+            visible = causal_visible(valid) | torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
         output = self._run_sparse(packed, visible, positions, valid=causal_over, **kwargs)
         if cache is not None:
             # On a cache the last token of a row is the only dropped one that was computed; it is not stored.
             unstored = 0 if dropped is None else dropped.sum(dim=-1)
             cache.table.commit(valid.sum(dim=-1) - unstored, most=index.shape[1])
-            if stay is not None and cache.max_length is None:
-                cache.table.note_drops(seen, _chosen_from(decision, spans))
+            if computed is not None and cache.max_length is None:
+                cache.table.note_drops(seen, chosen_from(decision, tokens))
         return scatter_kept(output, index, valid, torch.zeros_like(hidden))
 
+    def _all_kept(
+        self, hidden: Tensor, tokens: TokenMasks, position_ids: Tensor, causal_mask: Tensor | None, **kwargs
+    ) -> Tensor:
+        """Nothing to drop in the first call: exactly the stock decoder, padding included."""
+        cache: SparseCache | None = kwargs["past_key_values"]
+        number = hidden.shape[1]
+        if cache is not None:
+            columns = torch.arange(number, device=hidden.device).expand(hidden.shape[:2])
+            cache.table.plan(tokens.present, columns, padded=tokens.has_padding)
+        if causal_mask is not None:
+            # A cache of fixed size has columns that are not written yet.
+            causal_mask = causal_mask[..., :number]
+        hidden = self._run(self.layers[self.sparsity.sparse_layer :], hidden, causal_mask, position_ids, **kwargs)
+        if cache is not None:
+            cache.table.commit_all(number)
+        return hidden
 
-def _split(decision: Decision, spans: TokenSpans) -> tuple[Tensor | None, Tensor | None]:
-    """Which tokens the sparse layers compute, and which of these are dropped, `(B, N)` bool; None where none is judged.
 
-    Dropped tokens leave, but for those whose logits count: the last of a row, and with labels all that are asked. These
-    see the kept tokens and themselves, and no other token sees them.
+@cache
+def sparse_decoder_class(model_type: str) -> type:
+    """The sparse form of the stock decoder of a family, made once.
+
+    Args:
+        model_type: of the decoder's configuration, one of `DECODERS`.
     """
-    masks = (decision.image_keep_mask, decision.instruct_keep_mask, decision.output_keep_mask)
-    masks = [mask for mask in masks if mask is not None]
-    if not masks:
-        return None, None
-    keep = torch.stack(masks).all(dim=0)
-    stay = keep | (spans.present.flip(-1).cumsum(dim=-1).flip(-1) == 1)
-    if spans.asked is not None:
-        stay = stay | spans.asked
-    stay = stay & spans.present
-    return stay, stay & ~keep
-
-
-def _chosen_from(decision: Decision, spans: TokenSpans) -> Tensor:
-    """`(B, N)` bool: the tokens on which it depended which ones left the sequence."""
-    if decision.instruct_keep_mask is not None:
-        # The user's turn is told by the marker behind it.
-        return torch.ones_like(spans.present)
-    return torch.zeros_like(spans.present) if spans.image is None else spans.image
-
-
-def _position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:
-    """Number of present tokens in front of each token, `(B or 1, N)`."""
-    columns = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
-    if attention_mask is None:
-        return columns[None]
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, columns]
+    stock = getattr(transformers, DECODERS[model_type])
+    name = f"Sparse{stock.__name__}"
+    made = type(name, (SparseDecoderMixin, stock), {"__module__": __name__, "__doc__": SparseDecoderMixin.__doc__})
+    # Where pickle looks for it.
+    globals()[name] = made
+    return made

@@ -11,11 +11,11 @@ IGNORE_INDEX = -100
 
 
 @dataclass
-class TokenSpans:
+class TokenMasks:
     """Tokens of a call by kind, `(B, N)` bool each.
 
-    `present` is false at padding; `image`, `output` and `instruct` are None where the call has none. `asked`, where
-    there are labels, is true at tokens whose next token is supervised: their logits count, so that they are computed
+    `present` is false at padding; `image`, `output` and `instruct` are None where the call has none. `supervised`,
+    where there are labels, is true at tokens whose next token has one: their logits count, so that these are computed
     also where they are dropped. `single_output` tells that the call is one generated token per row on a cache.
     """
 
@@ -24,8 +24,17 @@ class TokenSpans:
     image: Tensor | None = None
     output: Tensor | None = None
     instruct: Tensor | None = None
-    asked: Tensor | None = None
+    supervised: Tensor | None = None
     single_output: bool = False
+
+    def of(self, kind: str) -> Tensor | None:
+        """The tokens of one of `KINDS`."""
+        return getattr(self, kind)
+
+    def text(self) -> Tensor:
+        """The present tokens that are neither of an image nor generated, `(B, N)` bool."""
+        others = [tokens for tokens in (self.image, self.output) if tokens is not None]
+        return self.present & ~torch.stack([torch.zeros_like(self.present), *others]).any(dim=0)
 
 
 def image_token_mask(input_ids: Tensor, image_token_id: int) -> Tensor:
@@ -87,7 +96,7 @@ def generated_token_mask(shape: tuple[int, int], num_generated: int, device: tor
     return (torch.arange(shape[1], device=device) >= shape[1] - num_generated).expand(shape)
 
 
-def asked_token_mask(labels: Tensor) -> Tensor:
+def supervised_token_mask(labels: Tensor) -> Tensor:
     """`(B, N)` bool, true at tokens whose next token is not ignored by `labels (B, N)`."""
     return torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
 
@@ -127,45 +136,46 @@ def _short(values: list[int], most: int = 12) -> str:
     return f"[{shown}{', ...' if len(values) > most else ''}]"
 
 
-def find_spans(
-    shape: tuple[int, int],
-    device: torch.device,
-    *,
+def find_masks(
+    inputs_embeds: Tensor,
     attention_mask: Tensor | None,
-    single_output: bool,
-    image: Tensor | None,
-    labels: Tensor | None,
-    num_generated: int,
+    image: Tensor | None = None,
+    labels: Tensor | None = None,
     output_mask: Tensor | None = None,
-) -> TokenSpans:
-    """The spans of a call on `(B, N)` tokens.
+    num_generated: int = 0,
+    single_output: bool = False,
+) -> TokenMasks:
+    """The masks of a call.
 
     Args:
+        inputs_embeds: `(B, N, D)`, for shape and device.
         attention_mask: `(B, N)`, 0 at padding; None means no padding.
-        single_output: the call is one generated token per row on a cache.
         image: `(B, N)` bool, image tokens; None where there are none.
         labels: `(B, N)` long; the output tokens are then the answers that they end in.
-        num_generated: how many of the last columns were generated.
         output_mask: `(B, N)` bool, the output tokens where they are not the last answers alone.
+        num_generated: how many of the last columns were generated.
+        single_output: the call is one generated token per row on a cache.
     """
+    shape, device = inputs_embeds.shape[:2], inputs_embeds.device
     present = torch.ones(shape, dtype=torch.bool, device=device)
     has_padding = False
     if attention_mask is not None:
         present = attention_mask.bool()
         has_padding = torch.compiler.is_exporting() or not bool(present.all())
-    output = asked = None
+    tokens = TokenMasks(present, has_padding, image, single_output=single_output)
     if single_output:
-        output = present
+        tokens.output = present
     elif labels is not None:
-        output = answer_token_mask(labels, present) if output_mask is None else output_mask.bool() & present
-        asked = asked_token_mask(labels) & present
+        tokens.output = answer_token_mask(labels, present) if output_mask is None else output_mask.bool() & present
+        tokens.supervised = supervised_token_mask(labels) & present
     elif num_generated:
-        output = generated_token_mask(shape, num_generated, device) & present
-    return TokenSpans(
-        present=present,
-        has_padding=has_padding,
-        image=image,
-        output=output,
-        asked=asked,
-        single_output=single_output,
-    )
+        tokens.output = generated_token_mask(shape, num_generated, device) & present
+    return tokens
+
+
+def count_positions(inputs_embeds: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:
+    """Number of present tokens in front of each token, `(B or 1, N)`."""
+    columns = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+    if attention_mask is None:
+        return columns[None]
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, columns]

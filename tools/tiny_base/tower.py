@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel, LlavaProcessor
 
-from ...data.shapes.draw import draw_scene
-from ...data.shapes.scene import COLOURS, PATCH_SIZE, PICTURE_SIZE, SHAPES, SIZES, Scene, patch_coverage
-from .config import TowerStage
+from dynamic_llava.data.shapes.draw import draw_scene
+from dynamic_llava.data.shapes.scene import COLOURS, PATCH_SIZE, PICTURE_SIZE, SHAPES, SIZES, Scene, patch_coverage
+from tools.tiny_base.config import TowerStage
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration
 
-from .config import DecoderStage, TinyBaseConfig
-from .evaluate import Score
-from .tower import CLASSES
+from tools.tiny_base.config import DecoderStage, TinyBaseConfig
+from tools.tiny_base.evaluate import Score
+from tools.tiny_base.tower import CLASSES
 
 _CARD = """---
 license: apache-2.0
@@ -35,7 +35,7 @@ One picture of {size} x {size} pixels is {image_tokens} image tokens. Vocabulary
 
 ## How it was made
 
-    python -m dynamic_llava.train.tiny_base {command}
+    python -m tools.tiny_base {command}
 
 1. **Tower**: {tower_steps} steps of {tower_batch} pictures; every patch learns, by linear heads on the layer that the
    projector reads, what covers it (object or not, colour, shape, size, centre). Then the tower is frozen.

@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.train.tiny_base --config configs/train/tiny_base.yaml`: makes `assets/tiny-llava`."""
+"""`python -m tools.tiny_base --config tools/tiny_base/tiny_base.yaml`: makes `assets/tiny-llava`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from ...cli import Parser, text
-from ...data.shapes.scene import PATCH_SIZE, PICTURE_SIZE, sample_split_scene
-from ...errors import run_command
-from .align import align_projector
-from .build import build_model, build_processor, build_tokenizer
-from .card import model_card
-from .config import TinyBaseConfig, load_config
-from .decoder import train_decoder
-from .evaluate import Score, held_out, object_patches, random_patches, score
-from .saving import run_stage, save_asset
-from .tower import Pictures, cache_features, draw_pictures, train_tower
+from dynamic_llava.cli import Parser, text
+from dynamic_llava.data.shapes.scene import PATCH_SIZE, PICTURE_SIZE, sample_split_scene
+from dynamic_llava.errors import run_command
+from tools.tiny_base.align import align_projector
+from tools.tiny_base.build import build_model, build_processor, build_tokenizer
+from tools.tiny_base.card import model_card
+from tools.tiny_base.config import TinyBaseConfig, load_config
+from tools.tiny_base.decoder import train_decoder
+from tools.tiny_base.evaluate import Score, held_out, object_patches, random_patches, score
+from tools.tiny_base.saving import run_stage, save_asset
+from tools.tiny_base.tower import Pictures, cache_features, draw_pictures, train_tower
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m dynamic_llava.train.tiny_base", description=__doc__)
-    parser.add_argument("--config", default="configs/train/tiny_base.yaml", help="YAML file with the settings")
+    parser = Parser(prog="python -m tools.tiny_base", description=__doc__)
+    parser.add_argument("--config", default="tools/tiny_base/tiny_base.yaml", help="YAML file with the settings")
     parser.add_argument("--output", type=text, help="where to write the asset, instead of the config's place")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

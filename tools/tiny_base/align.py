@@ -13,9 +13,19 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from ...data.shapes.scene import COLOURS, COLUMNS, PATCH_SIZE, PICTURE_SIZE, ROWS, SHAPES, SIZES, Scene, patch_coverage
-from .config import AlignStage
-from .tower import OBJECT_COVERAGE, TRACE, learning_rate
+from dynamic_llava.data.shapes.scene import (
+    COLOURS,
+    COLUMNS,
+    PATCH_SIZE,
+    PICTURE_SIZE,
+    ROWS,
+    SHAPES,
+    SIZES,
+    Scene,
+    patch_coverage,
+)
+from tools.tiny_base.config import AlignStage
+from tools.tiny_base.tower import OBJECT_COVERAGE, TRACE, learning_rate
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import flops
-from .contexts import Context
+from ..efficiency import flops
+from .filled_cache import Context
+from .model_pair import Pair, prompt_inputs, random_tokens
 from .options import MeasureOptions
-from .pair import Pair, prompt_inputs, random_tokens
 from .timing import time_pairs
 
 

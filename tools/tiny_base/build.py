@@ -16,12 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ...chat_template import END_TOKEN, IMAGE_TOKEN, chat_template
-from ...data.conversation import Turn, render_conversation
-from ...data.shapes.describe import describe
-from ...data.shapes.questions import KINDS, NUMBERS, PLURALS, ask_many
-from ...data.shapes.scene import COLOURS, PATCH_SIZE, PICTURE_SIZE, SHAPES, sample_split_scene
-from .config import SYSTEM_PROMPT, TinyBaseConfig
+from dynamic_llava.checkpoints.chat_template import END_TOKEN, IMAGE_TOKEN, chat_template
+from dynamic_llava.data.conversation import Turn, render_conversation
+from dynamic_llava.data.shapes.describe import describe
+from dynamic_llava.data.shapes.questions import KINDS, NUMBERS, PLURALS, ask_many
+from dynamic_llava.data.shapes.scene import COLOURS, PATCH_SIZE, PICTURE_SIZE, SHAPES, sample_split_scene
+from tools.tiny_base.config import SYSTEM_PROMPT, TinyBaseConfig
 
 _MAX_VOCABULARY = 1024
 _CORPUS_SCENES = 2000

@@ -1,6 +1,6 @@
 """MaskedSoftmax attention as Triton kernels: one pass over tiles in each direction, nothing of size N x N.
 
-The same sums as `blocked_attention`, whose formulas these kernels follow: forward keeps the log-sum-exp of each row,
+The same sums as `masked_attention_blocked`, whose formulas these follow: forward keeps the log-sum-exp of each row,
 backward makes each tile's weights again (flash attention, arXiv 2205.14135) and adds the gradient of the gates. A
 column's gradients and its gate are one program's sums over the queries behind it, so that nothing is added atomically
 and two runs give the same bits.
@@ -11,14 +11,16 @@ Importing this module needs `triton`, which CUDA builds of torch bring.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .functional import check_estimator
+from .masked_softmax import check_estimator
 
-HEAD_SIZES = (16, 32, 64, 128)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# In a `try` of its own: what transformers reads of a checkpoint's code would else ask every machine for it.
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("The Triton kernels of MaskedSoftmax need the package triton: pip install triton.") from error
 
 
 @triton.jit
@@ -166,15 +168,6 @@ def launch_options(dtype: torch.dtype, head_size: int) -> dict[str, int]:
     return {"num_warps": 8 if head_size == 128 else 4, "num_stages": 2}
 
 
-def unsupported(dtype: torch.dtype, head_size: int) -> str | None:
-    """Why the kernels do not take such tensors, None where they do."""
-    if head_size not in HEAD_SIZES:
-        return f"head size {head_size} is not one of {', '.join(map(str, HEAD_SIZES))}"
-    if dtype not in DTYPES:
-        return f"{dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return None
-
-
 def triton_masked_softmax(
     query: Tensor,
     key: Tensor,
@@ -184,17 +177,11 @@ def triton_masked_softmax(
     scaling: float,
     estimator: str = "bounded",
 ) -> Tensor:
-    """As `blocked_attention.blocked_masked_softmax`, for head sizes of `HEAD_SIZES` and types of `DTYPES`.
+    """As `blocked_masked_softmax`, for what `masked_attention_kernels.unsupported` lets through.
 
     Weights enter the products with the values in the type of `value`, as in flash attention; sums are float32.
-
-    Raises:
-        ValueError: unknown estimator, or a head size or type that the kernels do not take.
     """
     check_estimator(estimator)
-    reason = unsupported(query.dtype, query.shape[-1])
-    if reason:
-        raise ValueError(f"The Triton kernels of MaskedSoftmax do not take this call: {reason}; use 'blocked'.")
     return _Fused.apply(query, key, value, keep_mask, present, scaling, estimator)
 
 

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from ...chat_template import IMAGE_TOKEN
-from ...data.conversation import IGNORE_INDEX, Turn, encode_conversation
-from ...data.shapes.describe import describe
-from ...data.shapes.questions import ask_many, ask_position, ask_relation
-from ...data.shapes.scene import Scene
-from .config import SYSTEM_PROMPT, DecoderStage
-from .tower import learning_rate
+from dynamic_llava.checkpoints.chat_template import IMAGE_TOKEN
+from dynamic_llava.data.conversation import IGNORE_INDEX, Turn, encode_conversation
+from dynamic_llava.data.shapes.describe import describe
+from dynamic_llava.data.shapes.questions import ask_many, ask_position, ask_relation
+from dynamic_llava.data.shapes.scene import Scene
+from tools.tiny_base.config import SYSTEM_PROMPT, DecoderStage
+from tools.tiny_base.tower import learning_rate
 
 logger = logging.getLogger(__name__)
 

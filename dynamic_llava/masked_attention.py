@@ -2,8 +2,8 @@
 
 The sparse layers of a model with attention back end `X` run `masked_softmax_X`, registered here with transformers'
 `AttentionInterface`: stock `X` without `keep_mask`, MaskedSoftmax with it: the reference on materialised scores for
-`eager`, a form with memory linear in N for every other (`masked_kernels`). With it, `attention_mask` is that of
-`training_mask`, and `keep_mask (B, N)` carries the gates.
+`eager`, a form with memory linear in N for every other (`masked_attention_kernels`). With it, `attention_mask` is
+that of `training_mask`, and `keep_mask (B, N)` carries the gates.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
 from transformers.utils.generic import is_flash_attention_requested
 
-from .functional import masked_softmax
-from .masked_kernels import run_kernel
+from .masked_attention_kernels import run_kernel
+from .masked_softmax import masked_softmax
 
 MASKED_PREFIX = "masked_softmax_"
 
@@ -68,8 +68,8 @@ def masked_softmax_fused(
 
 
 def training_mask(present: Tensor, implementation: str) -> Tensor:
-    """What the sparse layers take as their attention mask in training: `present (B, N)`, or for eager candidates 4D."""
-    return causal_candidates(present) if implementation == "eager" else present
+    """The attention mask of the sparse layers in training: `present (B, N)`, or for eager what is causal, 4D."""
+    return causal_visible(present) if implementation == "eager" else present
 
 
 def gated_implementation(implementation: str) -> str:
@@ -87,16 +87,17 @@ def _register(implementation: str) -> None:
         implementation, masked_softmax_fused if flash else None
     )
 
-    def gated_attention(module, query, key, value, attention_mask, keep_mask=None, **kwargs):
+    # With `dropout` in its place for wrappers of attention that pass it by position.
+    def gated_attention(module, query, key, value, attention_mask, dropout=0.0, keep_mask=None, **kwargs):
         if keep_mask is None:
             # Flash attention takes no 4D mask; those few calls that need one go through sdpa.
             carried = "sdpa" if flash and attention_mask is not None and attention_mask.dim() == 4 else implementation
-            return _stock_attention(carried, module, query, key, value, attention_mask, **kwargs)
+            return _stock_attention(carried, module, query, key, value, attention_mask, dropout=dropout, **kwargs)
         if masked is None:
             raise ValueError(
                 f"attn_implementation={implementation!r} cannot carry the keep mask of training; use 'sdpa' or 'eager'."
             )
-        return masked(module, query, key, value, attention_mask, keep_mask=keep_mask, **kwargs)
+        return masked(module, query, key, value, attention_mask, dropout=dropout, keep_mask=keep_mask, **kwargs)
 
     AttentionInterface.register(MASKED_PREFIX + implementation, gated_attention)
     # Without a mask function of the same name transformers passes no mask at all.
@@ -153,7 +154,7 @@ def lowest_score(dtype: torch.dtype) -> float:
     return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
-def causal_candidates(present: Tensor) -> Tensor:
+def causal_visible(present: Tensor) -> Tensor:
     """`present (B, N)` bool, false at padding -> `(B, 1, N, N)` bool: key j not in the future and present."""
     size = present.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=present.device).tril()

@@ -1,7 +1,7 @@
 """MaskedSoftmax attention with memory linear in the sequence length: blocks of queries, nothing of size N x N.
 
 Forward keeps the log-sum-exp of each row; backward makes each block's weights again, as flash attention does, and adds
-the gradient of the gates (DESIGN section 4) in the same pass.
+the gradient of the gates (`masked_softmax.gate_weights`) in the same pass.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .functional import check_estimator
+from .masked_softmax import check_estimator
 
 # Queries in a block; the largest matrix is B x H x BLOCK x N in float32.
 BLOCK = 256
@@ -33,7 +33,7 @@ def blocked_masked_softmax(
         keep_mask: `(B, N)` float, exactly 0 or 1; receives a gradient.
         present: `(B, N)` bool, false at padding, which no query but itself sees.
         scaling: factor of the scores.
-        estimator: gradient of the gates of dropped columns, see `functional.gate_weights`.
+        estimator: gradient of the gates of dropped columns, see `masked_softmax.gate_weights`.
         block: queries computed at once.
 
     Returns:
@@ -55,7 +55,7 @@ class _Blocked(torch.autograd.Function):
         lse = query.new_empty(query.shape[:3], dtype=torch.float32)
         for start, stop in _blocks(query.shape[2], block):
             scores = _scores(query, key32, start, stop, groups, scaling)
-            scores.masked_fill_(_hidden(kept, start, stop), float("-inf"))
+            scores.masked_fill_(_not_visible(kept, start, stop), float("-inf"))
             total = scores.logsumexp(dim=-1, keepdim=True)
             weights = scores.sub_(total).exp_()
             output[:, :, start:stop] = _by_head(_fold(weights) @ value32[:, :, :stop], groups)
@@ -76,7 +76,7 @@ class _Blocked(torch.autograd.Function):
         for start, stop in _blocks(query.shape[2], ctx.block):
             rows = slice(start, stop)
             folded = _folded_rows(grad, rows, groups)
-            hidden = _hidden(kept, start, stop)
+            invisible = _not_visible(kept, start, stop)
             shifted = _scores(query, key32, start, stop, groups, ctx.scaling)
             shifted.sub_(_split_rows(lse, rows, groups)[..., None])
             # dO_i . v_j - dO_i . O_i
@@ -84,10 +84,10 @@ class _Blocked(torch.autograd.Function):
             gap.sub_(_split_rows((grad.float() * output.float()).sum(-1), rows, groups)[..., None])
             weights = shifted.exp()
             if gate is not None:
-                own = weights if ctx.estimator == "exact" else torch.where(hidden, shifted.sigmoid(), weights)
+                own = weights if ctx.estimator == "exact" else torch.where(invisible, shifted.sigmoid(), weights)
                 own = own.mul(gap).sum(dim=(1, 2))
-                gate[:, :stop] += own.masked_fill_(_not_candidates(present, start, stop), 0.0).sum(dim=1)
-            weights.masked_fill_(hidden, 0.0)
+                gate[:, :stop] += own.masked_fill_(_not_causal(present, start, stop), 0.0).sum(dim=1)
+            weights.masked_fill_(invisible, 0.0)
             grad_value[:, :, :stop] += _fold(weights).transpose(2, 3) @ folded
             slope = _fold(weights.mul_(gap)).mul_(ctx.scaling)
             grad_query[:, :, rows] = _by_head(slope @ key32[:, :, :stop], groups)
@@ -131,14 +131,14 @@ def _by_head(tensor: Tensor, groups: int) -> Tensor:
     return _unfold(tensor, groups).flatten(1, 2)
 
 
-def _hidden(kept: Tensor, start: int, stop: int) -> Tensor:
+def _not_visible(kept: Tensor, start: int, stop: int) -> Tensor:
     """`(B, 1, 1, Q, stop)` bool: columns that a query of the block does not see."""
     columns = torch.arange(stop, device=kept.device)
     own = columns[start:, None]
     return (((columns > own) | ~kept[:, None, :stop]) & (columns != own))[:, None, None]
 
 
-def _not_candidates(present: Tensor, start: int, stop: int) -> Tensor:
+def _not_causal(present: Tensor, start: int, stop: int) -> Tensor:
     """`(B, Q, stop)` bool: columns whose gate a query of the block does not touch: itself, the future, padding."""
     columns = torch.arange(stop, device=present.device)
     return (columns >= columns[start:, None]) | ~present[:, None, :stop]
