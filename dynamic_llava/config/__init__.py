@@ -124,7 +124,8 @@ def typed(groups: Sequence[type], given: Given, ranges: Mapping[str, str] | None
         value = given.values.get(name)
         if value is not None:
             values[name] = key.checked(value, given.names.get(name, name))
-        elif key.default is MISSING:
+    for name, key in keys.items():
+        if name not in values and key.default is MISSING:
             raise ValueError(_missing(key, given))
     return [
         group(**{field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values})

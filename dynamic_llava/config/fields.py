@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -211,7 +210,8 @@ def _number(value: Any) -> float | None:
             value = parse_yaml(value, "a number")
         except ValueError:
             return None
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value) else None
+    # NaN is no number, and does not equal itself.
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value else None
 
 
 def _quoting(value: Any, kinds: tuple[Any, ...]) -> str:

@@ -97,7 +97,7 @@ class Reader:
             if name.lstrip("-") == "config" and self.keys.get("config") is None:
                 found.config = text if equals else self._next(name, rest)
                 continue
-            key, negated = self._find(name.removeprefix("--"), word)
+            key, negated = self._find(name.removeprefix("--"), name)
             given = text if equals else self._without_equals(name, key, negated, rest)
             value = given if isinstance(given, list) else self._value(key, given, name)
             if negated:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import commands
 from ..config import Command, save
@@ -18,6 +19,9 @@ from ..files import output_folder
 from ..packages import require_package
 from .keys import EvalOptions
 from .names import judge_key, resolve_names
+
+if TYPE_CHECKING:
+    from .runner import Evaluation
 
 COMPARE = "compare"
 
@@ -37,8 +41,13 @@ def run(words: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says, or compare evaluations."""
     words = list(sys.argv[1:] if words is None else words)
     if words[:1] == [COMPARE]:
-        return commands.load(COMPARE).run(words[1:])
-    args = parse(words)
+        commands.load(COMPARE).run(words[1:])
+    else:
+        evaluate(parse(words))
+
+
+def evaluate(args: EvalOptions) -> None:
+    """Evaluate, write and print."""
     tasks, notices = resolve_names(args.tasks, judge_key() is not None)
     require_package("lmms_eval", "Evaluation")
     rank, world_size = (_count(name, least) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -87,9 +96,11 @@ def run(words: Sequence[str] | None = None) -> None:
             output,
             store,
         )
-    if evaluation is None:
-        return
-    path = write_evaluation(evaluation, output)
+    if evaluation is not None:
+        _show(evaluation, write_evaluation(evaluation, output))
+
+
+def _show(evaluation: Evaluation, path: Path) -> None:
     from rich.console import Console
 
     from .tables import efficiency_table, results_table
