@@ -127,7 +127,7 @@ def test_config_file_is_read_and_checked(tmp_path: Path) -> None:
     for wrong in ("many", "-1", "0", ".nan", ".inf", "true", "[1]"):
         for key in ("rope_theta", "pictures"):
             path.write_text(f"{key}: {wrong}")
-            with pytest.raises(ValueError, match=rf"{key} is .*a number above 0"):
+            with pytest.raises(ValueError, match=rf"{key} (must be|takes)"):
                 load_config(path)
     path.write_text("tower: 5")
     with pytest.raises(ValueError, match="mapping"):
