@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..carried_code import without_code
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..loading import is_adapter
 from ..model_kinds import check_kind
@@ -88,7 +89,9 @@ def check_resumed(model, folder: str | Path) -> None:
 def save_adapter(model, folder: str | Path) -> None:
     """Save a `PeftModel` on Dynamic-LLaVA: adapter, predictors, and the configuration that `load_adapter` needs."""
     model.save_pretrained(folder)
-    model.get_base_model().config.save_pretrained(folder)
+    config = model.get_base_model().config
+    with without_code(config):
+        config.save_pretrained(folder)
 
 
 def _sparsity(files: AdapterFiles, changes: dict[str, Any] | SparsityConfig | None) -> Any:
