@@ -58,12 +58,15 @@ def add_code(folder: Path, model: type[PreTrainedModel]) -> None:
 
 
 @contextmanager
-def without_code(*objects: PreTrainedModel | PretrainedConfig) -> Iterator[None]:
-    """What is saved inside, models or configurations, carries no code and names none."""
-    for item in objects:
-        item._auto_class = None
+def without_code(config: PretrainedConfig, model: PreTrainedModel | None = None) -> Iterator[None]:
+    """The configuration, and the model, that are saved inside carry no code and name none."""
+    config._auto_class = None
+    if model is not None:
+        # transformers asks the class, which others may be saving meanwhile.
+        model.is_remote_code = lambda: False
     try:
         yield
     finally:
-        for item in objects:
-            item.__dict__.pop("_auto_class", None)
+        config.__dict__.pop("_auto_class", None)
+        if model is not None:
+            model.__dict__.pop("is_remote_code", None)

@@ -154,7 +154,8 @@ def _write_config(checkpoint: Checkpoint, folder: Path, to: str) -> None:
             config.vision_config.save_pretrained(folder / "vision_tower")
     elif to == "ours":
         values = {**config.to_dict(), "architectures": ["DynamicLlavaForConditionalGeneration"]}
-        write_model_card(folder, config)
+        source = checkpoint.source
+        write_model_card(folder, config, base=source.name, results_in=(source.folder,))
     else:
         dropped = ("sparsity", "published", "projector_layers", "model_type", "auto_map")
         kept = {key: value for key, value in config.to_dict().items() if key not in dropped}

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer
 
 from ..carried_code import without_code
-from ..checkpoints.adapters import check_resumed
+from ..checkpoints.adapters import check_resumed, describe_adapter
 from ..checkpoints.load import load_weights
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..reading import read_json_object
@@ -54,15 +54,14 @@ class SavingTrainer(Trainer):
         """As `Trainer`, with an up-to-date `untrained`; a run's result carries its code, its checkpoints do not."""
         self.update_untrained()
         model = self.accelerator.unwrap_model(self.model)
-        with without_code(model, model.config) if _internal_call else nullcontext():
+        with without_code(model.config, model) if _internal_call else nullcontext():
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
         model = self.accelerator.unwrap_model(self.model)
         if not isinstance(model, DynamicLlavaForConditionalGeneration):
-            with without_code(model.config):
-                model.config.save_pretrained(output_dir or self.args.output_dir)
+            describe_adapter(model, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them; FSDP keeps
