@@ -176,11 +176,9 @@ def _file_of(base: str | Path, name: str) -> Path | None:
 
 def _front_matter(card: str) -> dict[str, str]:
     """The license and the base model that the first lines of a card name; of several bases the first."""
-    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
-    keys = "|".join((*_LICENSE_KEYS, "base_model"))
-    pairs = re.findall(
-        rf"^({keys}):[ \t]*(?:\n-?[ \t]*-[ \t]*)?(\S.*?)[ \t]*$", match[1] if match else "", re.MULTILINE
-    )
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", "\n".join(card.splitlines()), re.DOTALL)
+    line = rf"^({'|'.join((*_LICENSE_KEYS, 'base_model'))}):[ \t]*(?:\n[ \t]*-[ \t]*)?(\S.*?)[ \t]*$"
+    pairs = re.findall(line, match[1] if match else "", re.MULTILINE)
     return {key: value.strip("\"'[] ") for key, value in pairs if value.strip("\"'[] ")}
 
 

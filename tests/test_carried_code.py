@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     GenerationConfig,
+    pipeline,
 )
 from transformers.dynamic_module_utils import get_imports
 
@@ -211,3 +212,15 @@ def test_keep_rates_of_a_generation_configuration_go_with_the_checkpoint(tmp_pat
     assert read.image_keep_rate == 0.5
     convert(tmp_path / "rate", tmp_path / "converted", "ours", say=lambda line: None)
     assert GenerationConfig.from_pretrained(tmp_path / "converted").image_keep_rate == 0.5
+
+
+def test_a_pipeline_by_folder_with_the_package(converted):
+    pipe = pipeline("image-text-to-text", model=str(converted))
+    assert type(pipe.model) is DynamicLlavaForConditionalGeneration
+    picture, question = Image.new("RGB", (96, 64), "red"), TALK[0]["content"][1]
+    turns = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]
+    (found,) = pipe(text=turns, return_full_text=False, generate_kwargs=CALL)
+    prompt = pipe.processor.apply_chat_template(TALK, add_generation_prompt=True)
+    inputs = pipe.processor(images=picture, text=prompt, return_tensors="pt")
+    output = pipe.model.generate(**inputs, **CALL)[0, inputs["input_ids"].shape[1] :]
+    assert found["generated_text"].strip() == pipe.processor.decode(output, skip_special_tokens=True).strip()
