@@ -14,7 +14,7 @@ NAME = PACKAGE.name
 # Folders, and modules beside the ground floor, from below; what stands together needs nothing of one another.
 FLOORS = (
     {"errors", "files", "packages"},
-    {"cli", "commands"},
+    {"cli", "commands", "screen"},
     {"config", "machine", "selection", "backbones"},
     {"checkpoints"},
     {"data"},

@@ -15,11 +15,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from dynamic_llava.cli import Parser, text, whole
 from dynamic_llava.errors import run_command
 from dynamic_llava.packages import require_package
+from dynamic_llava.screen import console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +50,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        Console().print(overhead_table(report))
+        console().print(overhead_table(report))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ..cli import Parser, real, text
 from ..errors import run_command
+from ..screen import console
 from .convert import LAYOUTS, convert
 from .inspect import facts_table, inspect_checkpoint
 from .merge import merge_adapter
@@ -69,7 +68,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        Console().print(facts_table(arguments.source, facts))
+        console().print(facts_table(arguments.source, facts))
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -6,10 +6,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from ..cli import Parser
 from ..errors import ExitStatus, run_command
+from ..screen import console
 from .check import check_data, load_settings
 from .check_report import print_report
 
@@ -36,7 +35,7 @@ def _run(argv: Sequence[str] | None) -> ExitStatus:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        print_report(report, Console())
+        print_report(report, console())
     return ExitStatus.DONE if report["ok"] else ExitStatus.FINDINGS
 
 

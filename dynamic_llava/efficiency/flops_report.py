@@ -6,12 +6,12 @@ import argparse
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..cli import whole
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..efficiency import flops
+from ..screen import console
 from ..sparsity_config import check_keep_rate
 from .shapes import add_rate_arguments, add_shape_arguments, config_from_arguments
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        Console().print(table(report))
+        console().print(table(report))
 
 
 def count(

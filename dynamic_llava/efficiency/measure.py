@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from tqdm import tqdm
 
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..files import output_folder, write_atomically
 from ..machine import machine_facts
+from ..screen import console
 from .measure_report import tables
 from .model_pair import build_pair
 from .option_flags import command_line
@@ -38,9 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        console = Console()
-        for table in tables(report):
-            console.print(table)
+        console().print(*tables(report))
     if options.output is not None:
         for path in write(report, options.output):
             print(f"wrote {path}", file=sys.stderr)
@@ -102,7 +100,7 @@ def _timed(pair, options: MeasureOptions) -> dict[str, list[dict[str, Any]]]:
     for mode in (mode for mode in plan if mode in options.modes):
         case, arguments = plan[mode]
         results[mode] = []
-        for values in tqdm(arguments, desc=mode, leave=False):
+        for values in tqdm(arguments, desc=mode, leave=False, disable=None):
             results[mode].extend(case(pair, options, *values))
     return results
 
@@ -110,7 +108,7 @@ def _timed(pair, options: MeasureOptions) -> dict[str, list[dict[str, Any]]]:
 def _peaks(config: DynamicLlavaConfig, options: MeasureOptions) -> list[dict[str, Any]]:
     """Peak memory of both models at each batch size, each in its own process."""
     cases = []
-    for batch in tqdm(options.full_batch_sizes, desc="peak", leave=False):
+    for batch in tqdm(options.full_batch_sizes, desc="peak", leave=False, disable=None):
         sides = {
             side: measure_peak(
                 config,

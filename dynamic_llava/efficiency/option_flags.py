@@ -11,12 +11,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.table import Table
 
 from ..cli import seed, text, whole
 from ..files import output_folder, write_atomically
 from ..machine import checked_device
+from ..screen import console
 from .shapes import add_shape_arguments
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -62,7 +62,7 @@ def deliver(
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        Console().print(table(report))
+        console().print(table(report))
     if arguments.output is not None:
         path = Path(arguments.output) / file_name
         write_atomically(path, json.dumps(report, indent=2) + "\n")

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ..cli import Parser, rate, seed, text, whole
 from ..errors import run_command
 from ..files import output_folder
 from ..packages import require_package
+from ..screen import console, hush_libraries
 from .config_file import apply_config
 from .names import OWN_TASKS, SHORT_NAMES, judge_key, resolve_names
 from .tables import efficiency_table, results_table
@@ -79,6 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     tasks, notices = resolve_names(names, judge_key() is not None)
     require_package("lmms_eval", "Evaluation")
     rank, world_size = (whole(0)(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+    hush_libraries(logging.WARNING if rank == 0 else logging.ERROR)
     for notice in notices if rank == 0 else ():
         print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.
@@ -129,10 +130,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if evaluation is None:
         return
     path = write_evaluation(evaluation, output)
-    console = Console()
-    console.print(results_table(evaluation))
-    console.print(efficiency_table(evaluation.efficiency))
-    console.print(f"Results: {path}")
+    console().print(results_table(evaluation), efficiency_table(evaluation.efficiency), f"Results: {path}")
 
 
 def default_device(world_size: int) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ..cli import Parser, seed, text, whole
 from ..errors import run_command
 from ..packages import require_package
+from ..screen import hush_libraries
 
 
 def build_parser() -> Parser:
@@ -34,6 +35,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Make the report that the command line asks for."""
     args = build_parser().parse_args(arguments)
     require_package("lmms_eval", "The report")
+    hush_libraries()
     # Imported here: wrong arguments and a missing package answer before lmms-eval is loaded.
     from .conversations import data_root_at
     from .report_rows import VQA_TASK, make_report

@@ -134,6 +134,12 @@ class StageArguments(TrainingArguments):
     )
     restart: bool = field(default=False, metadata={"help": "Begin anew although output_dir has checkpoints."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep the collator's columns."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for weights without a gradient; every batch gives all of them one."}
+    )
+    log_level_replica: str = field(
+        default="error", metadata={"help": "Of the other ranks, which would repeat what the first one says."}
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
