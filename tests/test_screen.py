@@ -22,7 +22,7 @@ LINE = re.compile(
     r"[\d,]+ tokens/s  \d+:\d\d left"
 )
 HELD_OUT = re.compile(r"step +(\d+)/(\d+)  held-out loss \d+\.\d+  perplexity [\d.e+]+")
-BAR = re.compile(r"(?:^|[\r\n])(?:\x1b\[A)*([^\r\n:|]*): +\d+%\|")
+BAR = re.compile(r"(?:^|[\r\n])(?:\x1b\[A)*([^\r\n:]*): +\d+%\|")
 
 
 @pytest.fixture(scope="module")
