@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import LlavaConfig
 
-from .config_checks import MOST_LAYERS, check_model_values, config_errors
+from .config_checks import MOST_LAYERS, check_decoder, check_model_values, config_errors
 from .model_kinds import check_kind, is_published
 from .reading import read_json_object
 from .sparsity_config import SparsityConfig
@@ -25,7 +25,13 @@ class DynamicLlavaConfig(LlavaConfig):
 
     model_type = "dynamic_llava"
 
-    sparsity: dict | SparsityConfig | None = None
+    if TYPE_CHECKING:
+        # What they are once the configuration is made.
+        sparsity: SparsityConfig
+        text_config: Any
+        vision_config: Any
+    else:
+        sparsity: dict | SparsityConfig | None = None
     projector_layers: int = 2
     published: dict | None = None
 
@@ -38,11 +44,7 @@ class DynamicLlavaConfig(LlavaConfig):
         if not isinstance(self.sparsity, SparsityConfig):
             self.sparsity = SparsityConfig.from_dict(self.sparsity or {})
         super().__post_init__(**kwargs)
-        if self.text_config.model_type != "llama":
-            raise ValueError(
-                f"Dynamic-LLaVA needs a Llama decoder (LLaVA-1.5), got text_config.model_type="
-                f"{self.text_config.model_type!r}."
-            )
+        check_decoder(self.text_config)
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
         check_model_values(self)
         self.sparsity.check_decoder(self.text_config.num_hidden_layers)

@@ -143,8 +143,8 @@ def desk(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
         train = importlib.import_module("dynamic_llava.train.__main__").main
-        keys = [f"{key}={value}" for key, value in {**TRAIN, **OF_SHAPES}.items()]
-        config = ["--config", "configs/train/shapes.yaml", *keys, "report=false"]
+        keys = [f"{key}={value}" for key, value in {**TRAIN, "shapes": SHAPES, "report": "false"}.items()]
+        config = ["--config", "configs/train/shapes.yaml", *keys]
         assert train(config) == 0
         assert train([*config, "lora_r=2", "output_dir=runs/lora"]) == 0
         evaluate = importlib.import_module("dynamic_llava.eval.__main__").main

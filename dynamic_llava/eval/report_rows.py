@@ -19,7 +19,8 @@ from ..rules import LEARNED
 from ..screen import console, progress
 from ..visualize.drawing import PatchView, WordView, patch_sheet, word_sheet
 from ..visualize.views import view_patches, view_words
-from .conversations import FILES, data_root, read_documents
+from .conversation_files import conversation_files
+from .conversations import data_root, read_documents
 from .perplexity import AnswerScores, score_answers
 from .report_html import COLUMNS, format_cells, render_html
 from .runner import EvaluationOptions, check_data, evaluate_tasks
@@ -66,7 +67,7 @@ def evaluate_row(
     root = data_root()
     scores = score_answers(
         loaded,
-        FILES[DESCRIBE_TASK].require(root),
+        conversation_files()[DESCRIBE_TASK].require(root),
         root,
         settings,
         options.batch_size,
@@ -124,7 +125,7 @@ def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> lis
     root = data_root()
     chosen: dict[str, dict[str, str]] = {}
     seen: set[str] = set()
-    for document in read_documents(root, VQA_TASK):
+    for document in read_documents(root, conversation_files()[VQA_TASK]):
         if document["kind"] not in chosen and document["image"] not in seen:
             chosen[document["kind"]] = document
             seen.add(document["image"])
@@ -139,7 +140,7 @@ def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> lis
 def word_view(loaded: LoadedModel) -> WordView:
     """Kept words of the description that the model writes for the first held-out picture."""
     root = data_root()
-    document = read_documents(root, DESCRIBE_TASK)[0]
+    document = read_documents(root, conversation_files()[DESCRIBE_TASK])[0]
     return view_words(loaded, open_picture(root / document["image"]), document["question"])
 
 
@@ -176,7 +177,7 @@ def make_report(
     Raises:
         ValueError: `base` is not dense, or `run` is.
     """
-    check_data([VQA_TASK, DESCRIBE_TASK])
+    check_data([VQA_TASK, DESCRIBE_TASK], None)
     folder = output_folder(output)
     sparse = load_model(run, dtype, device)
     # Both are shown their pictures in the same way: in the run's.

@@ -16,7 +16,8 @@ from lmms_eval.api.model import lmms
 from ..checkpoints.loaded import LoadedModel, SparsitySettings
 from ..files import output_folder, write_atomically
 from ..screen import progress
-from .conversations import FILES, data_root
+from .conversation_files import conversation_files
+from .conversations import data_root
 from .costs import summarize
 from .generation_metrics import corpus_metrics, table_3
 from .llava_prompts import OCR_TASK
@@ -84,14 +85,14 @@ class Evaluation:
         }
 
 
-def check_data(tasks: Sequence[str]) -> None:
+def check_data(tasks: Sequence[str], tasks_dir: str | None) -> None:
     """`FileNotFoundError` where the data of a task in conversation JSON is missing, before a model is loaded; so it is
     where generated answers are compared by METEOR and its word lists are missing."""
-    for task in tasks:
-        if task in FILES:
-            FILES[task].require(data_root())
-            if FILES[task].meteor:
-                require_wordnet()
+    files = conversation_files(tasks_dir)
+    for file in (files[task] for task in tasks if task in files):
+        file.require(data_root())
+        if file.meteor:
+            require_wordnet()
 
 
 def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
@@ -103,7 +104,7 @@ def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
             needed.
     """
     manager = task_manager_for(options.tasks, options.tasks_dir, llava_prompts=options.llava_prompts)
-    check_data(options.tasks)
+    check_data(options.tasks, options.tasks_dir)
     leaves = [leaf for task in options.tasks for leaf in leaf_tasks(manager, task)]
     if "mme" in leaves and (options.limit or 0) % 2:
         raise ValueError(f"MME scores pairs of questions; --limit must be even, got {options.limit}.")
@@ -167,11 +168,12 @@ def evaluate_tasks(
         if lm.rank != 0:
             return None
         metrics = task_metrics(results, options.tasks)
-        for task in options.tasks:
-            if task in FILES and FILES[task].scored:
+        files = conversation_files(options.tasks_dir)
+        for task in (task for task in options.tasks if task in files):
+            if files[task].scored:
                 scores = score_answers(
                     loaded,
-                    FILES[task].require(data_root()),
+                    files[task].require(data_root()),
                     data_root(),
                     settings,
                     batch_size=options.batch_size,
@@ -180,7 +182,7 @@ def evaluate_tasks(
                 )
                 found = metrics.setdefault(task, {})
                 found.update(scores.summary())
-                if FILES[task].meteor:
+                if files[task].meteor:
                     found.update(**table_3(loaded, scores), **corpus_metrics(results["samples"][task]))
     return Evaluation(
         loaded.path,
