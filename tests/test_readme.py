@@ -79,7 +79,6 @@ SMALL = {
     "inspect": [],
     "convert": ["--overwrite"],
     "merge": ["--overwrite"],
-    "check": [],
     "shapes": ["--train-pictures", "2", "--val-pictures", "1", "--test-pictures", "1"],
 }
 
@@ -89,9 +88,11 @@ def smaller(words: list[str]) -> list[str]:
     for there, here in HAS.items():
         words = [re.sub(rf"(?<![\w/.-]){re.escape(there)}(?![\w.-])", here, word) for word in words]
     words = ["new" if word == "DST" else word for word in words]
-    name = " ".join(words[:3])
+    name = re.sub(r"^(\w+=\S* )+", "", " ".join(words))
     if "--help" in words or "--version" in words:
         return words
+    if "--dry-run" in words or name.startswith("dynamic-llava data check"):
+        return with_keys(words, {"base_model": TRAIN["base_model"]})
     if name.startswith(("dynamic-llava train", "bash scripts/train_stage.sh")):
         return with_keys(words, {**TRAIN, **(OF_7B if "llava15_7b" in " ".join(words) else OF_SHAPES)})
     if name.startswith(("dynamic-llava eval", "bash scripts/eval.sh")):
@@ -114,7 +115,8 @@ SHAPES_TASK = ["--tasks", "shapes_vqa", "--data-root", "data/shapes"]
 
 def with_keys(words: list[str], values: dict[str, str]) -> list[str]:
     """`words` with keys of a training on top."""
-    return [word for word in words if word.partition("=")[0] not in values] + [f"{k}={v}" for k, v in values.items()]
+    kept = [word for word in words if "=" not in word or word.partition("=")[0] not in values]
+    return [*kept, *(f"{key}={value}" for key, value in values.items())]
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +138,11 @@ def desk(tmp_path_factory):
     shutil.copy(desk / "playground/data/lvis.json", desk / "lvis_instruct4v_220k.json")
     shutil.copy(desk / "playground/data/sharegpt4v.json", desk / "sharegpt4v_instruct_gpt4-vision_cap100k.json")
     shutil.copy(shapes / "images/test/000000.png", desk / "picture.jpg")
+    shutil.copy(shapes / "test_vqa.json", shapes / "my_vqa.json")
     build_all(desk / "playground/data/eval")
     for block in BLOCKS:
         if "file" in block.marks:
+            (desk / block.marks["file"]).parent.mkdir(exist_ok=True)
             (desk / block.marks["file"]).write_text(block.text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
