@@ -6,37 +6,38 @@ arguments of `generate` stand in its body (`extra_body` of the openai client) or
 
 from __future__ import annotations
 
-import argparse
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
 
-from ..cli import Parser, rate, text, whole
+from ..config import Command, option
 from ..errors import run_command
 from ..packages import require_package
 
 PACKAGES = ("fastapi", "uvicorn", "openai", "pydantic")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The values of the command line."""
-    parser = Parser(
-        prog="dynamic-llava serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", type=text, help="folder or repository, in any layout, LoRA too")
-    parser.add_argument("--host", type=text, default="127.0.0.1", help="address to listen at (default %(default)s)")
-    parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes a free one (default %(default)s)")
-    parser.add_argument("--dtype", type=text, default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--device", type=text, help="torch device; default: the GPU where there is one")
-    parser.add_argument("--image-keep-rate", type=rate, help="of requests that name none (default: the checkpoint's)")
-    parser.add_argument("--output-keep-rate", type=rate, help="of requests that name none (default: as learned)")
-    return parser.parse_args(arguments)
+@dataclass(frozen=True)
+class ServeOptions:
+    """What is served, and where."""
+
+    model: str = option(help="folder or repository, in any layout, LoRA too", positional=True)
+    host: str = option("127.0.0.1", "address to listen at")
+    port: int = option(8000, "0 takes a free one", "[0, 65535]")
+    dtype: str = option("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
+    device: str | None = option(None, "torch device (the GPU where there is one)")
+    image_keep_rate: float | None = option(None, "of requests that name none (the checkpoint's)", "(0, 1]")
+    output_keep_rate: float | None = option(None, "of requests that name none (as learned)", "(0, 1]")
+
+
+COMMAND = Command("serve", __doc__, (ServeOptions,))
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Serve until a signal ends it."""
-    values = parse(arguments)
+    (values,) = COMMAND.parse(arguments)
     for name in PACKAGES:
         require_package(name, "Serving")
     with _listen(values.host, values.port) as listening:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..checkpoints.loaded import LoadedModel, SparsitySettings, environment, load_model
@@ -17,6 +16,7 @@ from ..data.opening import open_picture
 from ..efficiency.flops import image_tokens_per_image, kv_cache_bytes, predictor_flops, prefill_flops
 from ..files import output_folder, write_atomically
 from ..rules import LEARNED
+from ..screen import console, progress
 from ..visualize.drawing import PatchView, WordView, patch_sheet, word_sheet
 from ..visualize.views import view_patches, view_words
 from .conversation_files import conversation_files
@@ -186,11 +186,10 @@ def make_report(
         if model.is_dense != dense:
             wanted = "--base must be a dense LLaVA" if dense else "--run must be a Dynamic-LLaVA checkpoint"
             raise ValueError(f"{wanted}; {model.path} is a {model.model.config.model_type!r} model.")
-    console = Console()
     rows = []
     for row in ROWS:
-        console.print(f"[bold]{row.label}[/bold]")
-        rows.append(evaluate_row(row, loaded[row.dense], options, num_descriptions))
+        with progress(0, row.label):
+            rows.append(evaluate_row(row, loaded[row.dense], options, num_descriptions))
     add_ratios(rows)
     report = {
         "run": run,
@@ -209,6 +208,5 @@ def make_report(
     report["description"] = {"question": words.question, "pieces": words.pieces, "kept": words.kept}
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
     write_atomically(folder / "report.html", render_html(report, folder))
-    console.print(screen_table(rows))
-    console.print(f"Report: {folder / 'report.html'}")
+    console().print(screen_table(rows), f"Report: {folder / 'report.html'}")
     return report

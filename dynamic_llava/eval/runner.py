@@ -15,6 +15,7 @@ from lmms_eval.api.model import lmms
 
 from ..checkpoints.loaded import LoadedModel, SparsitySettings
 from ..files import output_folder, write_atomically
+from ..screen import progress
 from .conversation_files import conversation_files
 from .conversations import data_root
 from .costs import summarize
@@ -25,7 +26,7 @@ from .local.prepare import local_files, require_ocr_tokens
 from .meteor import require_wordnet
 from .perplexity import score_answers
 from .responses import ResponseStore
-from .task_index import BenchmarkTasks, check_hub_access, leaf_tasks, plain_errors, task_manager_for
+from .task_index import BenchmarkTasks, check_hub_access, leaf_tasks, plain_errors, task_manager_for, without_bars
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def run_lmms(lm: lmms, manager: BenchmarkTasks, options: EvaluationOptions, outp
 
     # Some tasks write files beside their scores and ask for the command line's output folder.
     submissions = argparse.Namespace(output_path=str(output), process_with_media=False) if output else None
-    with plain_errors(options.tasks):
+    with plain_errors(options.tasks), without_bars():
         results = simple_evaluate(
             model=lm,
             tasks=list(options.tasks),
@@ -161,27 +162,28 @@ def evaluate_tasks(
     """
     manager = manager or check_tasks(options)
     lm = DynamicLlava(loaded, **asdict(settings), batch_size=options.batch_size, store=store, seed=options.seed)
-    results = run_lmms(lm, manager, options, output)
-    records = lm.gathered_records()
-    if lm.rank != 0:
-        return None
-    metrics = task_metrics(results, options.tasks)
-    files = conversation_files(options.tasks_dir)
-    for task in (task for task in options.tasks if task in files):
-        if files[task].scored:
-            scores = score_answers(
-                loaded,
-                files[task].require(data_root()),
-                data_root(),
-                settings,
-                batch_size=options.batch_size,
-                limit=options.limit,
-                seed=options.seed,
-            )
-            found = metrics.setdefault(task, {})
-            found.update(scores.summary())
-            if files[task].meteor:
-                found.update(**table_3(loaded, scores), **corpus_metrics(results["samples"][task]))
+    with progress(0, "Evaluating", lm.rank == 0):
+        results = run_lmms(lm, manager, options, output)
+        records = lm.gathered_records()
+        if lm.rank != 0:
+            return None
+        metrics = task_metrics(results, options.tasks)
+        files = conversation_files(options.tasks_dir)
+        for task in (task for task in options.tasks if task in files):
+            if files[task].scored:
+                scores = score_answers(
+                    loaded,
+                    files[task].require(data_root()),
+                    data_root(),
+                    settings,
+                    batch_size=options.batch_size,
+                    limit=options.limit,
+                    seed=options.seed,
+                )
+                found = metrics.setdefault(task, {})
+                found.update(scores.summary())
+                if files[task].meteor:
+                    found.update(**table_3(loaded, scores), **corpus_metrics(results["samples"][task]))
     return Evaluation(
         loaded.path,
         settings,

@@ -16,6 +16,7 @@ import yaml
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 from tenacity import RetryError
+from tqdm import tqdm
 
 from .conversation_files import OWN_TASKS_DIR, SECTION
 from .conversations import ConversationTask
@@ -170,3 +171,23 @@ def plain_errors(tasks: Sequence[str]) -> Iterator[None]:
             f"lmms-eval could not read or score {', '.join(tasks)}: {cause!r}. Where the hub is out of reach, evaluate "
             "local files (--data-root, see eval/prepare_data.py)."
         ) from cause
+
+
+def _no_bar(*args, **kwargs) -> tqdm:
+    return tqdm(*args, **{**kwargs, "disable": True})
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """lmms-eval has no switch for its bars of what takes no time, before and behind the answers."""
+    from lmms_eval import evaluator
+    from lmms_eval.api import task
+
+    before = {module: module.tqdm for module in (evaluator, task)}
+    for module in before:
+        module.tqdm = _no_bar
+    try:
+        yield
+    finally:
+        for module, bar in before.items():
+            module.tqdm = bar
