@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..cli import Parser, real, text
 from ..errors import run_command
-from ..screen import console
+from ..screen import console, hush_libraries
 from .convert import LAYOUTS, convert
 from .inspect import facts_table, inspect_checkpoint
 from .merge import merge_adapter
@@ -59,8 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("target", metavar="DST", type=Path, help="new folder, our layout")
     merge.add_argument("--base", metavar="MODEL", type=text, help="the base (default: the one the adapter names)")
     merge.add_argument("--overwrite", action="store_true", help="replace DST")
-    merge.set_defaults(run=lambda a: merge_adapter(a.source, a.target, a.base, a.overwrite))
+    merge.set_defaults(run=_merge)
     return parser
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    hush_libraries()
+    merge_adapter(arguments.source, arguments.target, arguments.base, arguments.overwrite)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
