@@ -12,6 +12,23 @@ import yaml
 
 from .reading import read_text
 
+#: Folders of this repository that are in the package too, below it.
+PRESETS, SHIPPED = "configs", ("configs", "assets")
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(path: str | Path) -> Path:
+    """`path`, or where nothing is there what the package, or its checkout, has under that name.
+
+    Args:
+        path: from here, or in this repository, such as `configs/deepspeed/zero2.json` and `assets/tiny-llava`.
+    """
+    path = Path(path)
+    if path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts and not os.path.lexists(path):
+        roots = [PACKAGE, *([PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").is_file() else [])]
+        return next((root / path for root in roots if (root / path).exists()), path)
+    return path
+
 
 class _CoreLoader(yaml.SafeLoader):
     """YAML 1.2's core schema: `no`, `on`, `12:30` and `2024-01-01` are words, `1e-5` is a number."""

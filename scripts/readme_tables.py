@@ -6,14 +6,14 @@ where a page and the records differ.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamic_llava.cli import Parser
+from dynamic_llava.config import Command, option
 from dynamic_llava.errors import ExitStatus, run_command
 from dynamic_llava.files import write_atomically
 from dynamic_llava.reading import read_json_object, read_text
@@ -146,20 +146,28 @@ def render(path: str, page: str) -> str:
     return page
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """What is done."""
+
+    check: bool = option(False, "only say whether the pages are up to date")
+
+
+COMMAND = Command("scripts/readme_tables.py", __doc__, (TableOptions,))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status, see `errors.ExitStatus`: 1 where `--check` finds a difference."""
     return run_command(_run, arguments)
 
 
 def _run(arguments: Sequence[str] | None) -> ExitStatus:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
-    check = parser.parse_args(arguments).check
+    (options,) = COMMAND.parse(arguments)
     status = ExitStatus.DONE
     for name in PAGES:
         page = read_text(ROOT / name)
         made = render(name, page)
-        if not check:
+        if not options.check:
             write_atomically(ROOT / name, made)
         elif made != page:
             print(f"{name} differs from eval/expected; run python scripts/readme_tables.py", file=sys.stderr)

@@ -20,9 +20,9 @@ from transformers import LlavaImageProcessorPil, LlavaProcessor
 
 from dynamic_llava.checkpoints import load_processor
 from dynamic_llava.checkpoints.loaded import LoadedModel, SparsitySettings
+from dynamic_llava.config import command_line
 from dynamic_llava.data.opening import open_picture
 from dynamic_llava.data.prompts import encode_prompts
-from dynamic_llava.efficiency.option_flags import command_line
 from dynamic_llava.efficiency.shapes import build_config
 from dynamic_llava.efficiency.timing import time_pairs
 from dynamic_llava.eval.conversation_files import conversation_files
@@ -157,7 +157,7 @@ def measure_overhead(bench: Bench, repeats: int) -> dict[str, Any]:
     alone, ours = times["dense_s"]["median"], times["ours_s"]["median"]
     return {
         "machine": machine_facts(CPU),
-        "command": command_line("tools.eval_overhead"),
+        "command": command_line(),
         "documents": len(list((bench.folder / "images").iterdir())),
         "batch_size": bench.options.batch_size,
         "lmms_eval_s": times["dense_s"],

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from dynamic_llava.cli import Parser
+from dynamic_llava.config import Command, option
 from dynamic_llava.errors import run_command
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """What is drawn, and where to."""
+
+    run: str = option(help="folder of a run", positional=True)
+    data: str = option(help="folder of the shapes", positional=True)
+    png: str = option(help="file to write", positional=True)
+
+
+COMMAND = Command("tools.readme_picture", __doc__, (PictureOptions,))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,10 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m tools.readme_picture", description=__doc__)
-    for name in ("run", "data", "png"):
-        parser.add_argument(name, metavar=name.upper())
-    args = parser.parse_args(arguments)
+    (args,) = COMMAND.parse(arguments)
     from dynamic_llava.checkpoints.loaded import load_model
     from dynamic_llava.eval.conversations import data_root_at
     from dynamic_llava.eval.report_rows import patch_views, word_view

@@ -15,9 +15,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from ..carried_code import add_code
 from ..checkpoints import load_checkpoint
 from ..checkpoints.chat_template import ASSISTANT, USER, marker_ids
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
+from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..screen import hush_libraries
 from ..weight_checks import mark_untrained, noting_new
 from .checkpointing import (
@@ -166,6 +168,8 @@ def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) 
         # Trainer would go one step further.
         if args.should_save:
             copy_model((best_of(found) if args.load_best_model_at_end else None) or found, run)
+            if not config.model.lora_r:
+                add_code(run, DynamicLlavaForConditionalGeneration)
         return
     with suppress(EvaluationStopped):
         # Raised here alone by the evaluation in front of the first step.

@@ -86,19 +86,19 @@ def test_options_from_a_file(tmp_path, run_folder):
     config = tmp_path / "suite.yaml"
     config.write_text("tasks: [gqa, pope]\nbatch-size: 4\nlimit: 10\nllava_prompts: true\n")
     args = parse(["--config", str(config), "--model", str(run_folder), "--limit", "3"])
-    assert (args.tasks, args.batch_size, args.limit, args.llava_prompts) == ("gqa,pope", 4, 3, True)
+    assert (args.tasks, args.batch_size, args.limit, args.llava_prompts) == (["gqa", "pope"], 4, 3, True)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_suites(path, run_folder):
     args = parse(["--config", str(path), "--model", str(run_folder)])
-    assert set(args.tasks.split(",")) <= {*SHORT_NAMES, *OWN_TASKS}
+    assert set(args.tasks) <= {*SHORT_NAMES, *OWN_TASKS}
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("taks: gqa", ["taks", "did you mean tasks?"]),
+        ("taks: gqa", ["taks", "Did you mean tasks,"]),
         ("batch_size: many", ["batch_size must be a whole number", "many"]),
         ("resume: 3", ["resume must be true or false", "3"]),
         ("- gqa", ["list"]),

@@ -60,7 +60,7 @@ def test_what_is_for_gpus_is_planned_without_one(capsys, name, sharding):
     assert main(["--config", config, TINY, "--dry-run", *sharding, "--ranks", "3"]) == 2
     assert "global_batch_size=64 is no multiple of the" in capsys.readouterr().err
     assert main(["--config", config, TINY, "--dry-run", *sharding, "--ranks", "0"]) == 2
-    assert "--ranks must be a whole number of at least 1, got '0'" in capsys.readouterr().err
+    assert "--ranks must be a whole number of at least 1, got 0" in capsys.readouterr().err
 
 
 def planned(shapes, output, ranks=1, **values):  # noqa: F811

@@ -6,14 +6,13 @@ One file per lmms-eval task, `OUTPUT/<task>.jsonl`, in the columns of the task's
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cli import Parser, text
+from ...config import Command, option
 from ...errors import ExitStatus, message_of, run_command
 from ...files import output_folder
 from ..local import judged, open_answers, options, yes_no
@@ -74,8 +73,15 @@ CONVERSIONS = {
     ),
     "realworldqa": Conversion("realworldqa", options.realworldqa, _CHOICES),
 }
-PREPARE_COMMAND = "python eval/prepare_data.py"
+PREPARE_SCRIPT = "eval/prepare_data.py"
+PREPARE_COMMAND = f"python {PREPARE_SCRIPT}"
 _JUDGED_FORM = {static: judged for judged, static in STATIC_SCORERS.items()}
+
+
+def known_names() -> str:
+    """All names that the command takes."""
+    short = [name for name, entry in SHORT_NAMES.items() if entry.task in CONVERSIONS]
+    return ", ".join(dict.fromkeys([*short, *CONVERSIONS]))
 
 
 def documents_path(root: str | Path, task: str) -> Path:
@@ -133,15 +139,21 @@ def prepare(task: str, source: str | Path, output: str | Path) -> tuple[Path, in
     return path, count
 
 
-def run(arguments: Sequence[str] | None = None) -> ExitStatus:
+@dataclass
+class PrepareOptions:
+    """What is prepared."""
+
+    source: str = option(help="LLaVA's playground/data/eval, or the folder of one benchmark")
+    output: str = option(help="folder for the JSON lines")
+    benchmarks: list[str] = option([], f"names or tasks, default all that are there: {known_names()}", positional=True)
+
+
+COMMAND = Command(PREPARE_SCRIPT, __doc__, (PrepareOptions,))
+
+
+def run(words: Sequence[str] | None = None) -> ExitStatus:
     """The command line; `FINDINGS` where some benchmarks were made and others failed."""
-    parser = Parser(prog=PREPARE_COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmarks", nargs="*", help=f"names or tasks, default all that are there: {known_names()}")
-    parser.add_argument(
-        "--source", type=text, required=True, help="LLaVA's playground/data/eval, or the folder of one benchmark"
-    )
-    parser.add_argument("--output", type=text, required=True, help="folder for the JSON lines")
-    args = parser.parse_args(arguments)
+    (args,) = COMMAND.parse(words)
     if not Path(args.source).is_dir():
         raise FileNotFoundError(f"--source {args.source} is not a folder.")
     tasks = [
@@ -182,12 +194,6 @@ def _told(written: int, failed: dict[str, Exception], source: str) -> ExitStatus
     if failed:
         print(f"{len(failed)} of {written + len(failed)} benchmarks failed: {', '.join(failed)}.", file=sys.stderr)
     return ExitStatus.FINDINGS if failed else ExitStatus.DONE
-
-
-def known_names() -> str:
-    """All names that the command takes."""
-    short = [name for name, entry in SHORT_NAMES.items() if entry.task in CONVERSIONS]
-    return ", ".join(dict.fromkeys([*short, *CONVERSIONS]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
