@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any, TypedDict
 
 import torch
+from transformers import GenerationConfig
 from transformers.utils import logging
 
 from .rules import LEARNED, LEARNED_OUTPUT, ImageRule, OutputRule, find_image_rule, find_output_rule
@@ -55,6 +56,22 @@ GENERATE_ARGUMENTS = tuple(name for name in CALL_ARGUMENTS if name not in TRAINI
 def given_arguments(kwargs: Mapping[str, Any], names: Collection[str] = CALL_ARGUMENTS) -> dict[str, Any]:
     """Those of `kwargs` that are given and among `names`."""
     return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+
+
+def configured_arguments(config: GenerationConfig) -> dict[str, Any]:
+    """The `GENERATE_ARGUMENTS` that stand in a generation configuration, of a checkpoint, a server's request or a call.
+
+    Raises:
+        ValueError: one names code to import (`my_module:MyRule`): such a file or request may come from anyone.
+    """
+    given = given_arguments(vars(config), GENERATE_ARGUMENTS)
+    for name, value in given.items():
+        if name.endswith("_selector") and isinstance(value, str) and ":" in value:
+            raise ValueError(
+                f"{name}={value!r} in a generation configuration would import code; name a registered rule there, or "
+                "pass this one to generate itself."
+            )
+    return given
 
 
 @dataclass(frozen=True)

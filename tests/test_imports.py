@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 
 # Folders, and modules beside the ground floor, from below; what stands together needs nothing of one another.
 FLOORS = (
-    {"errors", "files", "lazy", "packages"},
+    {"errors", "files", "lazy", "packages", "screen"},
     {"config"},
     {"commands", "machine", "selection", "backbones"},
     {"checkpoints"},

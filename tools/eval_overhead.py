@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from dynamic_llava.config import Command, option
 from dynamic_llava.errors import run_command
 from dynamic_llava.packages import require_package
+from dynamic_llava.screen import console
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        Console().print(overhead_table(report))
+        console().print(overhead_table(report))
 
 
 if __name__ == "__main__":

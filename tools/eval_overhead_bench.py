@@ -25,7 +25,8 @@ from dynamic_llava.data.opening import open_picture
 from dynamic_llava.data.prompts import encode_prompts
 from dynamic_llava.efficiency.shapes import build_config
 from dynamic_llava.efficiency.timing import time_pairs
-from dynamic_llava.eval.conversations import FILES, data_root_at
+from dynamic_llava.eval.conversation_files import conversation_files
+from dynamic_llava.eval.conversations import data_root_at
 from dynamic_llava.eval.responses import ResponseStore
 from dynamic_llava.eval.runner import (
     EvaluationOptions,
@@ -107,7 +108,7 @@ class Bench:
 
     def pictures_and_prompts(self) -> float:
         """Seconds to open all pictures and run the processor: any LLaVA needs them in front of its model."""
-        samples = json.loads((self.folder / FILES[TASK].name).read_text())
+        samples = json.loads((self.folder / conversation_files()[TASK].file).read_text())
         size = self.options.batch_size
         started = time.perf_counter()
         for start in range(0, len(samples), size):
@@ -128,7 +129,7 @@ def build_bench(folder: Path, processor_folder: str, documents: int, batch_size:
         Image.fromarray(small).resize((640, 480)).save(folder / name)
         turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": ANSWER}]
         samples.append({"id": str(number), "image": name, "kind": "shape", "conversations": turns})
-    (folder / FILES[TASK].name).write_text(json.dumps(samples))
+    (folder / conversation_files()[TASK].file).write_text(json.dumps(samples))
     processor = llava_processor(processor_folder)
     tokenizer = processor.tokenizer
     answer = [*tokenizer(ANSWER, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

@@ -11,6 +11,7 @@ from typing import Any
 from ..commands import choose
 from ..config import Command, option
 from ..errors import run_command
+from ..screen import console, hush_libraries
 
 SOURCE, LORA = "folder or repository", "of a LoRA folder: its base (the one that it names)"
 TOWER = "folder or repository of the CLIP model (the checkpoint's)"
@@ -49,15 +50,13 @@ class MergeOptions:
 
 
 def _inspect(options: InspectOptions) -> None:
-    from rich.console import Console
-
     from .inspect import facts_table, inspect_checkpoint
 
     facts = inspect_checkpoint(options.source, options.vision_tower)
     if options.json:
         print(json.dumps(facts, indent=2))
     else:
-        Console().print(facts_table(options.source, facts))
+        console().print(facts_table(options.source, facts))
 
 
 def _convert(options: ConvertOptions) -> None:
@@ -78,6 +77,7 @@ def _convert(options: ConvertOptions) -> None:
 def _merge(options: MergeOptions) -> None:
     from .merge import merge_adapter
 
+    hush_libraries()
     merge_adapter(options.source, options.target, options.base, options.overwrite)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..config import save
 from ..files import write_atomically
+from ..screen import console
 from .options import Delivery
 
 
@@ -29,8 +29,7 @@ def deliver(name: str, report: dict[str, Any], tables: Iterable[Table], delivery
     if delivery.json:
         print(json.dumps(report, indent=2))
     else:
-        for table in tables:
-            Console().print(table)
+        console().print(*tables)
     if delivery.output is not None:
         path = Path(delivery.output) / f"{name}.json"
         write_atomically(path, json.dumps(report, indent=2) + "\n")

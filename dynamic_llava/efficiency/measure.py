@@ -93,7 +93,7 @@ def _timed(pair, options: MeasureOptions) -> dict[str, list[dict[str, Any]]]:
     for mode in (mode for mode in plan if mode in options.modes):
         case, arguments = plan[mode]
         results[mode] = []
-        for values in tqdm(arguments, desc=mode, leave=False):
+        for values in tqdm(arguments, desc=mode, leave=False, disable=None):
             results[mode].extend(case(pair, options, *values))
     return results
 
@@ -101,7 +101,7 @@ def _timed(pair, options: MeasureOptions) -> dict[str, list[dict[str, Any]]]:
 def _peaks(config: DynamicLlavaConfig, options: MeasureOptions) -> list[dict[str, Any]]:
     """Peak memory of both models at each batch size, each in its own process."""
     cases = []
-    for batch in tqdm(options.full_batch_sizes, desc="peak", leave=False):
+    for batch in tqdm(options.full_batch_sizes, desc="peak", leave=False, disable=None):
         sides = {
             side: measure_peak(
                 config,

@@ -58,7 +58,7 @@ def measure_steps(config: DynamicLlavaConfig, options: StepOptions) -> dict[str,
         "dense_saved_bytes": saved_bytes(dense, pair.dense),
         "modes": {},
     }
-    for mode, keys in tqdm(MODES.items(), desc="steps", leave=False):
+    for mode, keys in tqdm(MODES.items(), desc="steps", leave=False, disable=None):
         vars(pair.ours.model.language_model.sparsity).update(keys)
         ours = _step(pair.ours, inputs, options)
         saved = saved_bytes(ours, pair.ours)

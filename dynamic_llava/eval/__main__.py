@@ -17,6 +17,7 @@ from ..config.fields import Key
 from ..errors import run_command
 from ..files import output_folder
 from ..packages import require_package
+from ..screen import console
 from .keys import EvalOptions
 from .names import judge_key, resolve_names
 
@@ -101,14 +102,9 @@ def evaluate(args: EvalOptions) -> None:
 
 
 def _show(evaluation: Evaluation, path: Path) -> None:
-    from rich.console import Console
-
     from .tables import efficiency_table, results_table
 
-    console = Console()
-    console.print(results_table(evaluation))
-    console.print(efficiency_table(evaluation.efficiency))
-    console.print(f"Results: {path}")
+    console().print(results_table(evaluation), efficiency_table(evaluation.efficiency), f"Results: {path}")
 
 
 def default_device(world_size: int) -> str | None:

@@ -13,6 +13,7 @@ from ..config import Command, option, save
 from ..errors import run_command
 from ..files import output_folder
 from ..packages import require_package
+from ..screen import hush_libraries
 from .keys import DTYPES, SEEDS
 
 
@@ -40,6 +41,7 @@ def run(words: Sequence[str] | None = None) -> None:
     """Make the report that the command line asks for."""
     (args,) = COMMAND.parse(words)
     require_package("lmms_eval", "The report")
+    hush_libraries()
     # Imported here: wrong arguments and a missing package answer before lmms-eval is loaded.
     from .conversations import data_root_at
     from .report_rows import VQA_TASK, make_report

@@ -40,6 +40,7 @@ def run(words: Sequence[str] | None = None) -> None:
         require_packages(given.values)
         if given.values.get("deepspeed"):
             be_a_group()
+    name_accelerator()
     config = resolve(given)
     if options.dry_run:
         dry_run(config, f"{options.launcher} {__package__} {shlex.join(words_of(given))}", options.ranks)
@@ -84,6 +85,14 @@ def be_a_group() -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
+def name_accelerator() -> None:
+    """DeepSpeed, which accelerate imports wherever it is installed, would warn of every machine without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available() and torch.accelerator.current_accelerator() is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def make_data(config: StageConfig) -> None:
     """Draw the embedded data where it is asked for and not there yet."""
     if config.data.shapes is not None:
@@ -106,22 +115,24 @@ def dry_run(config: StageConfig, command: str, ranks: int | None) -> None:
 
 def report_gradients(config: StageConfig, batches: int) -> None:
     """Print the gradients that reach the predictors."""
-    from rich.console import Console
-
+    from ..screen import console
     from ..train import stage
     from .gradients import gradient_table
 
     make_data(config)
-    Console().print(gradient_table(stage.report_gradients(config, batches)))
+    console().print(gradient_table(stage.report_gradients(config, batches)))
 
 
 def run_stage(config: StageConfig) -> None:
     """The whole stage: data where it is embedded, training, checkpoint, report."""
     from ..train import stage
+    from .progress import print_end
 
     make_data(config)
     stage.train(config)
-    if config.data.report and config.training.process_index == 0:
+    if config.training.process_index != 0:
+        return
+    if config.data.report:
         arguments = {
             "run": config.training.output_dir,
             "base": config.model.base_model,
@@ -134,6 +145,7 @@ def run_stage(config: StageConfig) -> None:
         except USER_ERRORS as error:
             place = config.training.output_dir
             raise ValueError(f"The run is saved in {place}; its report failed: {message_of(error)}") from error
+    print_end(config)
 
 
 if __name__ == "__main__":

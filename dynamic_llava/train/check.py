@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..config import Command, option, typed
 from ..errors import ExitStatus
+from ..screen import console
 from .keys import OF_TRANSFORMERS, OWN_GROUPS
 
 
@@ -32,7 +33,6 @@ def run(words: Sequence[str] | None = None) -> ExitStatus:
     """Check and print; `FINDINGS` where the data has problems."""
     words = sys.argv[1:] if words is None else words
     COMMAND.answer_help(words)
-    from rich.console import Console
 
     from ..data.check import check_data
     from ..data.check_report import print_report
@@ -47,5 +47,5 @@ def run(words: Sequence[str] | None = None) -> ExitStatus:
     if options.json:
         print(json.dumps(report, indent=2))
     else:
-        print_report(report, Console())
+        print_report(report, console())
     return ExitStatus.DONE if report["ok"] else ExitStatus.FINDINGS

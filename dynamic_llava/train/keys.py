@@ -126,6 +126,10 @@ class StageKeys:
     )
     restart: bool = option(False, "Begin anew although output_dir has checkpoints.")
     remove_unused_columns: bool = option(False, "Keep the collator's columns.")
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Look for weights without a gradient; every batch gives all of them one."
+    )
+    log_level_replica: str = option("error", "Of the other ranks, which would repeat what the first one says.")
 
 
 @dataclass

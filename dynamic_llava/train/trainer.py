@@ -17,10 +17,10 @@ from ..loading import PREDICTORS
 from ..token_masks import answer_token_mask, image_token_mask
 from .interruption import check_finite
 from .monitoring import Meter, group_norms
+from .progress import METRICS_FILE
 from .saving import SavingTrainer
 from .schedules import draw_rate, gumbel_tau, keep_rate
 
-METRICS_FILE = "metrics.jsonl"
 LOGGED = (
     "lm_loss",
     *(f"{name}_budget_loss" for name in ("image", "output", "instruct")),
