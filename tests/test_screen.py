@@ -73,6 +73,30 @@ def test_a_run_warns_of_nothing(run):
     assert run[1].stderr == ""
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lora_r": 2, "save_strategy": "steps", "save_steps": 1},
+        {"activation_checkpointing": "true", "bf16": "true", "dataloader_num_workers": 1, "train_projector": "true"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_runs_of_other_kinds_warn_of_nothing(shapes, tmp_path, values):
+    words = overrides(shapes, tmp_path / "run", **values)
+    said = in_a_process("dynamic_llava.train", "--config", CONFIG, *words)
+    assert said.stderr == ""
+    assert [bool(LINE.fullmatch(line)) for line in said.stdout.splitlines()] == [True, True, False, False]
+
+
+def test_a_lora_folder_is_inspected_merged_and_evaluated_in_silence(shapes, tmp_path):
+    folder, merged = str(tmp_path / "run"), str(tmp_path / "merged")
+    assert train(["--config", CONFIG, *overrides(shapes, folder, lora_r=2, max_steps=1)]) == 0
+    for words in (["inspect", folder], ["merge", folder, merged]):
+        assert in_a_process("dynamic_llava.checkpoints", *words).stderr == ""
+    words = ["--model", folder, "--tasks", "shapes_vqa", "--limit", "1", "--data-root", str(shapes)]
+    assert set(BAR.findall(in_a_process("dynamic_llava.eval", *words).stderr)) == {"Evaluating"}
+
+
 def test_several_ranks_say_it_once(shapes, tmp_path):
     rows = json.loads((shapes / "train.json").read_text())
     rows[3]["image"] = "images/train/gone.png"

@@ -11,7 +11,7 @@ from typing import Any
 from ..commands import choose
 from ..config import Command, option
 from ..errors import run_command
-from ..screen import console
+from ..screen import console, hush_libraries
 
 SOURCE, LORA = "folder or repository", "of a LoRA folder: its base (the one that it names)"
 TOWER = "folder or repository of the CLIP model (the checkpoint's)"
@@ -77,6 +77,7 @@ def _convert(options: ConvertOptions) -> None:
 def _merge(options: MergeOptions) -> None:
     from .merge import merge_adapter
 
+    hush_libraries()
     merge_adapter(options.source, options.target, options.base, options.overwrite)
 
 
