@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .reading import read_json_object
 
@@ -33,7 +34,7 @@ def installed_config(config: type[PretrainedConfig]) -> type[PretrainedConfig]:
 
     Where `config` came with a checkpoint, transformers then takes the installed models too.
     """
-    if config.__module__.partition(".")[0] == PACKAGE:
+    if config.__module__.partition(".")[0] != TRANSFORMERS_DYNAMIC_MODULE_NAME:
         return config
     try:
         importlib.import_module(f"{PACKAGE}.{MODELING}")
@@ -44,9 +45,14 @@ def installed_config(config: type[PretrainedConfig]) -> type[PretrainedConfig]:
 
 def note_code(config: PretrainedConfig, folder: str | Path) -> None:
     """Let `config`, about to be saved in `folder`, name the code that lies there, and no other."""
-    config.__dict__.pop("auto_map", None)
-    if config._auto_class is not None and (Path(folder) / f"{MODELING}.py").exists():
-        config.auto_map = dict(AUTO_MAP)
+    named = config.__dict__.pop("auto_map", None) or {}
+    if config._auto_class is None:
+        return
+    # What a subclass has named stays; ours go by the class that they are, whatever wraps it.
+    pairs = [*named.items(), *AUTO_MAP.items()]
+    found = {auto: name for auto, name in pairs if (Path(folder) / f"{str(name).partition('.')[0]}.py").exists()}
+    if found:
+        config.auto_map = found
 
 
 def add_code(folder: Path, model: type[PreTrainedModel]) -> None:

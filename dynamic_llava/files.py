@@ -36,6 +36,12 @@ class _CoreLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, list]] = {}
 
 
+class _CoreDumper(yaml.SafeDumper):
+    """Puts in quotes what the loader above would not read as text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {}
+
+
 for _tag, _pattern, _first in (
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -48,7 +54,8 @@ for _tag, _pattern, _first in (
     ),
     ("merge", r"<<", ["<"]),
 ):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _schema in (_CoreLoader, _CoreDumper):
+        _schema.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -66,6 +73,11 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_CoreLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not valid YAML ({' '.join(str(error).split())}); correct it.") from error
+
+
+def write_yaml(path: str | Path, values: dict[str, Any]) -> None:
+    """Write a mapping that `read_yaml_mapping` reads as the same; errors as `write_atomically`."""
+    write_atomically(path, yaml.dump(values, Dumper=_CoreDumper, sort_keys=True, allow_unicode=True))
 
 
 def read_yaml_mapping(path: str | Path, what: str = "configuration") -> dict[str, Any]:

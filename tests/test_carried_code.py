@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -224,3 +225,16 @@ def test_a_pipeline_by_folder_with_the_package(converted):
     inputs = pipe.processor(images=picture, text=prompt, return_tensors="pt")
     output = pipe.model.generate(**inputs, **CALL)[0, inputs["input_ids"].shape[1] :]
     assert found["generated_text"].strip() == pipe.processor.decode(output, skip_special_tokens=True).strip()
+
+
+def test_a_model_of_ones_own_on_ours_brings_its_own_module(tmp_path, monkeypatch):
+    source = "from dynamic_llava import DynamicLlavaForConditionalGeneration\n\n\n"
+    (tmp_path / "my_llava.py").write_text(f"{source}class MyLlava(DynamicLlavaForConditionalGeneration):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("my_llava").MyLlava(tiny_model().config)
+    for _ in range(2):
+        mine.save_pretrained(tmp_path / "mine")
+        stored = json.loads((tmp_path / "mine" / "config.json").read_text())["auto_map"]
+        assert stored["AutoModelForImageTextToText"] == "my_llava.MyLlava"
+        assert modules_of(tmp_path / "mine") >= {"my_llava"}
+        assert all((tmp_path / "mine" / f"{name.partition('.')[0]}.py").exists() for name in stored.values())

@@ -36,11 +36,11 @@ SEEDS = {
     "dynamic_llava.efficiency.__main__ measure": ["--seed", "--warmup", "--threads"],
     "dynamic_llava.efficiency.__main__ flops": ["--prompt", "--images"],
     "dynamic_llava.data.shapes.__main__": ["--seed"],
-    "dynamic_llava.eval.generation_benchmarks --image-folder x --output y": ["--seed"],
+    "eval.benchmarks.generation --image-folder x --output y": ["--seed"],
     "dynamic_llava.eval.compare x": ["--tolerance"],
 }
 COMMANDS = sorted({words.split()[0] for words in (*COUNTS, *SEEDS)} | {"dynamic_llava.data.__main__"})
-COMMANDS += ["dynamic_llava.__main__", "tools.tiny_base.__main__", "dynamic_llava.eval.local.prepare"]
+COMMANDS += ["dynamic_llava.__main__", "tools.tiny_base.__main__", "eval.benchmarks.prepare"]
 
 
 def call(module: str, *arguments: str) -> int:
@@ -99,7 +99,7 @@ READERS = [
     ("dynamic_llava.train.__main__", "--config", "{}", "--dry-run"),
     ("tools.tiny_base.__main__", "--config", "{}"),
     ("dynamic_llava.data.__main__", "check", "{}"),
-    ("dynamic_llava.eval.generation_benchmarks", "--lvis={}", "--image-folder=.", "--output=out"),
+    ("eval.benchmarks.generation", "--lvis={}", "--image-folder=.", "--output=out"),
 ]
 
 
@@ -116,7 +116,7 @@ WRITERS = [
     ("dynamic_llava.efficiency.__main__", "score", "--shape=tiny", "--output={}"),
     ("dynamic_llava.efficiency.__main__", "train", "--shape=tiny", "--output={}"),
     ("dynamic_llava.efficiency.__main__", "measure", "--shape=tiny", "--output={}"),
-    ("dynamic_llava.eval.local.prepare", "--source=.", "--output={}"),
+    ("eval.benchmarks.prepare", "--source=.", "--output={}"),
     ("dynamic_llava.eval.compare", "run", "--output={}"),
 ]
 
@@ -251,6 +251,7 @@ def test_devices_that_are_not_there(device, capsys):
 @pytest.mark.parametrize("script", ["prepare_data.py", "build_generation_benchmarks.py"])
 def test_scripts_end_as_the_commands_do(script, monkeypatch, capsys):
     path = Path(__file__).parent.parent / "eval" / script
+    monkeypatch.syspath_prepend(path.parent)
     monkeypatch.setattr(sys, "argv", [str(path), "--source", "none"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(path), run_name="__main__")

@@ -22,9 +22,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..files import write_atomically
+from ..files import write_yaml
 from .fields import Key, is_inside, keys_of, option
 from .help import help_text
 from .words import HELP, Given, Reader, find_config
@@ -134,9 +132,10 @@ def typed(groups: Sequence[type], given: Given, ranges: Mapping[str, str] | None
 
 
 def save(folder: str | Path, *groups: Any, name: str = CONFIG_FILE) -> None:
-    """Write the values of dataclasses as YAML into a folder that is there, for `--config`; those that are None rest."""
-    values = {key: value for group in groups for key, value in dataclasses.asdict(group).items() if value is not None}
-    write_atomically(Path(folder) / name, yaml.safe_dump(values, sort_keys=True, allow_unicode=True))
+    """Write the values of dataclasses as YAML into a folder that is there, for `--config`; what is unset stays out."""
+    values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+    values = {key: value for key, value in values.items() if value is not None and value != []}
+    write_yaml(Path(folder) / name, values)
 
 
 def program(name: str = "") -> str:

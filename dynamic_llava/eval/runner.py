@@ -22,7 +22,7 @@ from .costs import summarize
 from .generation_metrics import corpus_metrics, table_3
 from .llava_prompts import OCR_TASK
 from .lmms_model import DynamicLlava
-from .local.prepare import local_files, require_ocr_tokens
+from .local.files import local_files, require_ocr_tokens
 from .meteor import require_wordnet
 from .perplexity import score_answers
 from .responses import ResponseStore

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..compat import FORMER_NAMES, named_as_here
 from ..config import Command, Given, keys_of, typed
-from ..files import write_atomically
+from ..files import write_yaml
 from ..reading import parse_json
 from ..sparsity_config import SparsityConfig
 from .arguments import GROUPS, RANGES, StageArguments
@@ -41,7 +39,7 @@ class StageConfig:
         """Write what was given, file and command line together, so that the run can be started again from it."""
         path = Path(folder) / RESOLVED_CONFIG
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(self.values, sort_keys=True, allow_unicode=True))
+        write_yaml(path, self.values)
 
 
 def known_keys() -> list[str]:

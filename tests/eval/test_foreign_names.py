@@ -11,10 +11,10 @@ import pytest
 from dynamic_llava.errors import ExitStatus
 from dynamic_llava.eval.conversation_files import conversation_files
 from dynamic_llava.eval.conversations import read_documents as read_conversations
-from dynamic_llava.eval.generation_benchmarks import main as build_generation
 from dynamic_llava.eval.local.documents import read_documents
-from dynamic_llava.eval.local.prepare import main as prepare
 from dynamic_llava.reading import inside
+from eval.benchmarks.generation import main as build_generation
+from eval.benchmarks.prepare import main as prepare
 
 from . import downloads
 

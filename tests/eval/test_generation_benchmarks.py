@@ -17,13 +17,13 @@ from dynamic_llava.data.prompts import encode_prompts
 from dynamic_llava.eval.__main__ import main
 from dynamic_llava.eval.conversation_files import conversation_files
 from dynamic_llava.eval.conversations import next_question, read_documents
-from dynamic_llava.eval.generation_benchmarks import MANIFEST
-from dynamic_llava.eval.generation_benchmarks import main as build
 from dynamic_llava.eval.generation_metrics import table_3
 from dynamic_llava.eval.meteor import corpus_meteor, meteor, require_wordnet
 from dynamic_llava.eval.multi_round import Conversation, between_turns, hold_conversations
 from dynamic_llava.eval.names import OWN_TASKS
 from dynamic_llava.eval.perplexity import AnswerScores, SampleScore, score_answers
+from eval.benchmarks.generation import MANIFEST
+from eval.benchmarks.generation import main as build
 
 from .generation_data import TASKS, conversation, shorter_tasks, write_downloads
 from .wordnet import write_wordnet

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Command, option
-from ..data.tables import read_json
-from ..errors import run_command
-from ..files import output_folder, write_atomically
-from ..reading import inside
+from dynamic_llava.config import Command, option
+from dynamic_llava.data.tables import read_json
+from dynamic_llava.errors import run_command
+from dynamic_llava.files import output_folder, write_atomically
+from dynamic_llava.reading import inside
 
 SCRIPT = "eval/build_generation_benchmarks.py"
 MANIFEST = "generation_benchmarks.json"
