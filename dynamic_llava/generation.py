@@ -13,8 +13,9 @@ from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuida
 from transformers.utils import ModelOutput
 
 from .cache import SparseCache, require_sparse_cache
+from .call_arguments import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, given_arguments
 from .generation_record import GenerationRecord, RecordedStops
-from .options import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, SparsityOptions, given_arguments
+from .options import SparsityOptions
 from .padding import move_padding_left
 from .statistics import SparsityStatistics
 
