@@ -155,7 +155,12 @@ def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
             "image_token_index": config.image_token_index,
             # Where mm_vision_tower is a folder, it may lie elsewhere now.
             "vision_config": config.vision_config.to_diff_dict(),
-            "sparsity": {key: value for key, value in sparsity.items() if key not in SPARSITY_KEYS.values()},
+            # Its own code would train the predictor on and leave the offsets as they are.
+            "sparsity": {
+                key: value
+                for key, value in sparsity.items()
+                if key not in SPARSITY_KEYS.values() and key != "output_offsets"
+            },
         },
     }
     if config.dtype is not None:

@@ -129,6 +129,10 @@ class StageArguments(TrainingArguments):
     picture_steps: int | None = field(
         default=None, metadata={"help": "Draw the kept patches of a few samples every so many steps."}
     )
+    calibration_answers: int = field(
+        default=128,
+        metadata={"help": "At the end, bring the output predictor to its rate on so many training answers; 0: do not."},
+    )
     global_batch_size: int | None = field(
         default=None, metadata={"help": "Samples per optimizer step, all ranks; sets gradient_accumulation_steps."}
     )

@@ -41,6 +41,7 @@ BOUNDS = {
     "keep_rate_ramp": "(0, 1]",
     "peak_tflops": "(0, inf)",
     "picture_steps": "[1, inf)",
+    "calibration_answers": "[0, inf)",
     "lora_r": "[0, inf)",
     "lora_alpha": "[1, inf)",
     "lora_dropout": "[0, 1)",

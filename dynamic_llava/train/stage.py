@@ -17,6 +17,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from ..checkpoints import load_checkpoint
 from ..checkpoints.chat_template import ASSISTANT, USER, marker_ids
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
+from ..reading import read_json_object
+from .calibrate import calibrate, learns_outputs, summary
 from .checkpointing import (
     best_of,
     check_same_config,
@@ -153,6 +155,7 @@ def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) 
         # Trainer would go one step further.
         if args.should_save:
             copy_model((best_of(found) if args.load_best_model_at_end else None) or found, run)
+        calibrate_run(trainer)
         return
     with suppress(EvaluationStopped):
         # Raised here alone by the evaluation in front of the first step.
@@ -164,6 +167,21 @@ def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) 
         stop.end()
     with write_errors():
         trainer.save_model(args.output_dir)
+    calibrate_run(trainer)
+
+
+def calibrate_run(trainer: StageTrainer) -> None:
+    """Bring the output predictor in the run's folder to its rate, by one process while the others wait."""
+    args = trainer.args
+    if not args.calibration_answers:
+        return
+    if args.process_index == 0 and learns_outputs(read_json_object(Path(args.output_dir, "config.json"))):
+        # The model is whole here, whatever engine has trained it.
+        unset_hf_deepspeed_config()
+        with torch.random.fork_rng(), write_errors():
+            processor, number = trainer.processing_class, args.calibration_answers
+            print(summary(calibrate(args.output_dir, trainer.train_dataset, processor, number, args.device)))
+    trainer.accelerator.wait_for_everyone()
 
 
 def resume_point(config: StageConfig) -> Path | None:
