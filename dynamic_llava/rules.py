@@ -104,11 +104,7 @@ class TopK:
 
 
 class Diverse:
-    """The image tokens that a greedy choice for keep probability and novelty takes, as many as the rate says.
-
-    Keep logits are given token by token, so that the highest of them take several patches of one object, and leave
-    out objects. A token that is like one taken already is worth little here, however likely it is kept.
-    """
+    """The image tokens that are likely kept and unlike likelier ones, as many as the rate says (`diversity`)."""
 
     needs = frozenset({"keep_logits"})
 

@@ -57,7 +57,7 @@ class SparsityConfig:
         image_predictor: whether image tokens are dropped.
         output_predictor: whether output tokens are dropped.
         image_selection: `topk` keeps the `int(n * image_keep_rate)` likeliest tokens, `diverse` as many that are likely
-            kept and unlike one another (`diversity`), `threshold` those more likely kept than not (Eq. 5).
+            kept and unlike likelier ones (`diversity`), `threshold` those more likely kept than not (Eq. 5).
         output_offsets: what a call adds to the first logit of the output predictor to keep a fraction of the output
             tokens, by that fraction; `dynamic-llava checkpoints calibrate` finds it. Empty: calls are steered online.
         predictor_dim: width of both predictors.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dynamic_llava.diversity import LEAST_DISTANCE, ROUNDS
+from dynamic_llava.diversity import LEAST_DISTANCE
 
 from .tiny import IMAGE_TOKEN
 
@@ -100,7 +100,7 @@ class NaiveRow:
             return {images[n] for n in ranked if logits[n, 0] > logits[n, 1]} | {images[ranked[0]]}
         number = max(1, int(len(images) * self.image_keep_rate))
         if self.image_selection == "diverse":
-            ranked = naive_rounds(logits[:, 0].tolist(), naive_distances(hidden[0]))
+            ranked = naive_diversity(logits[:, 0].tolist(), hidden[0])
         return {images[n] for n in ranked[:number]}
 
     def _dropped_outputs(self, states: Tensor) -> set[int]:
@@ -116,34 +116,15 @@ class NaiveRow:
         return {i for i, stays in zip(outputs, keep, strict=True) if not stays}
 
 
-def naive_distances(states: Tensor) -> list[list[float]]:
-    """Cosine distances of `(N, D)`, those below the least one raised to it."""
+def naive_diversity(log_keep: list[float], states: Tensor) -> list[int]:
+    """Tokens by falling keep probability x cosine distance to the nearest likelier one, of equal ones the first."""
     directions = [state / state.norm() for state in states.double()]
-    return [[max(1 - float(one @ other), LEAST_DISTANCE) for other in directions] for one in directions]
-
-
-def naive_rounds(log_keep: list[float], distance: list[list[float]], rounds: int = ROUNDS) -> list[int]:
-    """The order in which diverse tokens are taken: each round by its definition, one token after the other."""
-    number = range(len(log_keep))
-    worth = list(log_keep)
-    for _ in range(rounds):
-        order = sorted(number, key=lambda j: (-worth[j], j))
-        found = [0.0] * len(worth)
-        for place, j in enumerate(order):
-            nearest = min([2.0, *(distance[i][j] for i in order[:place])])
-            found[j] = log_keep[j] + math.log(nearest)
-        worth = found
-    return sorted(number, key=lambda j: (-worth[j], j))
-
-
-def naive_greedy(log_keep: list[float], distance: list[list[float]], keep: int) -> list[int]:
-    """The greedy choice: always the first token of those with the most keep probability x distance to the chosen."""
-    chosen: list[int] = []
-    while len(chosen) < keep:
-        rest = [j for j in range(len(log_keep)) if j not in chosen]
-        worth = {j: log_keep[j] + math.log(min([2.0, *(distance[i][j] for i in chosen)])) for j in rest}
-        chosen.append(max(rest, key=lambda j: (worth[j], -j)))
-    return chosen
+    worth = []
+    for j in range(len(log_keep)):
+        likelier = [i for i in range(len(log_keep)) if (-log_keep[i], i) < (-log_keep[j], j)]
+        nearest = min([2.0, *(1 - float(directions[i] @ directions[j]) for i in likelier)])
+        worth.append(log_keep[j] + math.log(max(nearest, LEAST_DISTANCE)))
+    return sorted(range(len(log_keep)), key=lambda j: (-worth[j], j))
 
 
 def naive_steering(margins: list[float], rate: float) -> list[bool]:

@@ -204,6 +204,9 @@ def _after_images(config: Any, text: int, images: int, rate: float | None) -> tu
     kept = kept_image_tokens(images, rate)
     # All kept is known beforehand, so that the model does not ask its predictor.
     predictors = 0 if rate == 1 else predictor_flops(config, image_tokens=images)
+    if rate != 1 and _sparsity(config).image_selection == "diverse":
+        # Cosines of all pairs.
+        predictors += _linear(images, config.text_config.hidden_size, images)
     return text + images, text + kept, predictors
 
 
