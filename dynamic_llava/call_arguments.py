@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any, TypedDict
 
+from transformers import GenerationConfig
+
 from .rules import ImageRule, OutputRule
 from .sparsity_config import IMAGE_SELECTIONS, OUTPUT_RATE_CONTROLS, check_keep_rate, check_word
 
@@ -53,6 +55,22 @@ GENERATE_ARGUMENTS = tuple(name for name in CALL_ARGUMENTS if name not in TRAINI
 def given_arguments(kwargs: Mapping[str, Any], names: Collection[str] = CALL_ARGUMENTS) -> dict[str, Any]:
     """Those of `kwargs` that are given and among `names`."""
     return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+
+
+def configured_arguments(config: GenerationConfig) -> dict[str, Any]:
+    """The `GENERATE_ARGUMENTS` that stand in a generation configuration, of a checkpoint, a server's request or a call.
+
+    Raises:
+        ValueError: one names code to import (`my_module:MyRule`): such a file or request may come from anyone.
+    """
+    given = given_arguments(vars(config), GENERATE_ARGUMENTS)
+    for name, value in given.items():
+        if name.endswith("_selector") and isinstance(value, str) and ":" in value:
+            raise ValueError(
+                f"{name}={value!r} in a generation configuration would import code; name a registered rule there, or "
+                "pass this one to generate itself."
+            )
+    return given
 
 
 def check_values(call: Mapping[str, Any]) -> None:

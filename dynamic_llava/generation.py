@@ -13,7 +13,7 @@ from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuida
 from transformers.utils import ModelOutput
 
 from .cache import SparseCache, require_sparse_cache
-from .call_arguments import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, given_arguments
+from .call_arguments import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, configured_arguments, given_arguments
 from .generation_record import GenerationRecord, RecordedStops
 from .options import SparsityOptions
 from .padding import move_padding_left
@@ -21,6 +21,7 @@ from .statistics import SparsityStatistics
 
 BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 CACHES = (None, "dynamic", "static", "offloaded")
+OF_STOPPING = ("tokenizer", "assistant_tokenizer")
 # Those that say how it learns or is scored; `generate` counts for itself what was generated.
 NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "num_generated", *TRAINING_ARGUMENTS)
 
@@ -42,7 +43,8 @@ class DynamicGenerationMixin:
         return_sparsity: bool = False,
         **kwargs,
     ):
-        """As `GenerationMixin.generate`, which see; also takes the per-call arguments of `forward`.
+        """As `GenerationMixin.generate`, which see; also takes the per-call arguments of `forward`, which may stand in
+        a `GenerationConfig` too (`call_arguments.configured_arguments`).
 
         Args:
             return_sparsity: return a `ModelOutput` whose `sparsity` says what was kept; needs the cache.
@@ -62,7 +64,6 @@ class DynamicGenerationMixin:
             raise ValueError(f"{', '.join(idle)} of forward: generate makes no use of it. Leave it out.")
         if kwargs.get("past_key_values") is not None:
             require_sparse_cache(kwargs["past_key_values"])
-        SparsityOptions.resolve(self.config.sparsity, training=False, call=_per_call(kwargs))
         move_padding_left(kwargs)
         # Counted up behind every pass by `_update_model_kwargs_for_generation`.
         kwargs["num_generated"] = 0
@@ -78,6 +79,19 @@ class DynamicGenerationMixin:
             raise ValueError("return_sparsity=True reads the SparseCache; leave out use_cache=False.")
         output["sparsity"] = SparsityStatistics.of_generation(cache, record, output.get("beam_indices"), prompt_mask)
         return output
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """As `GenerationMixin`; the per-call arguments are the model's, in whichever of the two they stand."""
+        explicit = given_arguments(kwargs, GENERATE_ARGUMENTS)
+        rest = {name: value for name, value in kwargs.items() if name not in GENERATE_ARGUMENTS}
+        config, model_kwargs = super()._prepare_generation_config(generation_config, **rest)
+        call = {**configured_arguments(config), **explicit}
+        SparsityOptions.resolve(self.config.sparsity, training=False, call=call)
+        for name in GENERATE_ARGUMENTS:
+            config.__dict__.pop(name, None)
+        return config, {**model_kwargs, **call}
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """As `GenerationMixin`, which knows the named arguments of `forward` alone."""
@@ -138,6 +152,8 @@ class DynamicGenerationMixin:
     def prepare_inputs_for_generation(
         self, input_ids: Tensor | None, *args, inputs_embeds: Tensor | None = None, num_generated: int = 0, **kwargs
     ) -> dict[str, Any]:
+        # Handed on to every pass, though only the stopping criteria read them.
+        kwargs = {name: value for name, value in kwargs.items() if name not in OF_STOPPING}
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = next(model_inputs[name] for name in ("inputs_embeds", "input_ids") if model_inputs.get(name) is not None)
         # Where one token is fed a constant, so that a compiled step is compiled once.

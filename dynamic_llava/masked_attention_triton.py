@@ -93,7 +93,7 @@ def _backward_columns(
     v = _tile(value, batch, kv_head, columns, v_b, v_h, v_n, length, HEAD)
     stays = tl.load(kept + batch * length + columns, mask=inside, other=0) != 0
     state = tl.load(present + batch * length + columns, mask=inside, other=0)
-    there = state != 0
+    is_present = state != 0
     sum_key = tl.zeros([COLUMNS, HEAD], tl.float32)
     sum_value = tl.zeros([COLUMNS, HEAD], tl.float32)
     sum_gate = tl.zeros([COLUMNS], tl.float32)
@@ -119,7 +119,7 @@ def _backward_columns(
                 if BOUNDED:
                     unbounded = stays | (state > 1)
                     own = tl.where(unbounded[:, None], own, 1.0 / (1.0 + tl.exp(-shifted)))
-                judged = before & there[:, None] & (rows[None, :] < length)
+                judged = before & is_present[:, None] & (rows[None, :] < length)
                 sum_gate += tl.sum(tl.where(judged, own * gap, 0.0), 1)
     _store(grad_key, sum_key, batch, kv_head, columns, dk_b, dk_h, dk_n, length, HEAD)
     _store(grad_value, sum_value, batch, kv_head, columns, dv_b, dv_h, dv_n, length, HEAD)

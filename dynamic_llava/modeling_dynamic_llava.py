@@ -246,3 +246,6 @@ class DynamicLlavaForConditionalGeneration(
 
 
 register_classes(DynamicLlavaConfig, DynamicLlavaModel, DynamicLlavaForConditionalGeneration)
+# Saving them saves their code too (`carried_code`).
+DynamicLlavaModel.register_for_auto_class("AutoModel")
+DynamicLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -72,7 +72,7 @@ class SparsityConfig:
         gate_estimator: gradient of the gates of dropped columns, `bounded` or `exact` (`masked_softmax.gate_weights`).
         image_gate_estimator, output_gate_estimator: that of image and of output tokens; None is `gate_estimator`.
         masked_kernel: how MaskedSoftmax runs in training with every attention but eager: `triton`, `blocked` (plain
-            torch) or `auto` (`masked_kernels.choose_kernel`).
+            torch) or `auto` (`masked_attention_kernels.choose_kernel`).
         sparse_training: `masked` keeps every token in training and hides dropped ones by MaskedSoftmax (paper);
             `pruned` lets dropped image (and instruct) tokens leave the sparse layers, at little more than the cost of
             inference. Gates of tokens that left get no gradient.

@@ -156,7 +156,7 @@ def find_masks(
         num_generated: how many of the last columns were generated.
         single_output: the call is one generated token per row on a cache.
     """
-    shape, device = inputs_embeds.shape[:2], inputs_embeds.device
+    shape, device = (inputs_embeds.shape[0], inputs_embeds.shape[1]), inputs_embeds.device
     present = torch.ones(shape, dtype=torch.bool, device=device)
     has_padding = False
     if attention_mask is not None:

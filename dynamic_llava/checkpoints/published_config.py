@@ -114,7 +114,15 @@ def projector_layers(config: dict[str, Any]) -> int:
 
 
 def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
-    """The inverse of `read_config`; what the published layout has no word for goes under `dynamic_llava`."""
+    """The inverse of `read_config`; what the published layout has no word for goes under `dynamic_llava`.
+
+    Raises:
+        ValueError: the decoder is none that the published layout knows.
+    """
+    if config.text_config.model_type != "llama":
+        raise ValueError(
+            f"The published layout has Llama decoders alone, this is {config.text_config.model_type!r}; keep --to ours."
+        )
     text = {
         key: value
         for key, value in config.text_config.to_diff_dict().items()

@@ -11,10 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..sparsity_config import SparsityConfig
-from .arguments import DataArguments, ModelArguments, StageArguments
-
-GROUPS = (ModelArguments, SparsityConfig, DataArguments, StageArguments)
+from .arguments import GROUPS
 
 WORKS = frozenset(
     {

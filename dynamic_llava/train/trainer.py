@@ -18,10 +18,10 @@ from ..loading import PREDICTORS
 from ..sparsity_config import KINDS
 from .interruption import check_finite
 from .monitoring import KEEP_COUNTS, Meter, group_norms, keep_counts, pop_keep_rates
+from .progress import METRICS_FILE
 from .saving import SavingTrainer
 from .schedules import draw_rate, gumbel_tau, keep_rate
 
-METRICS_FILE = "metrics.jsonl"
 LOGGED = (
     "lm_loss",
     *(f"{name}_budget_loss" for name in KINDS),

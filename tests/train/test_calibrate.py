@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from dynamic_llava.checkpoints import load_checkpoint, load_processor, load_published
+from dynamic_llava.checkpoints.__main__ import main
 from dynamic_llava.checkpoints.convert import convert
 from dynamic_llava.data import LlavaCollator, open_dataset
 from dynamic_llava.errors import ExitStatus
 from dynamic_llava.offsets import OFFSET_RATES
 from dynamic_llava.train import stage
-from dynamic_llava.train.calibrate import calibrate, main, offset_of
+from dynamic_llava.train.output_rate import calibrate, offset_of
 
 from .test_stage import config_of, shapes  # noqa: F401  a fixture
 
@@ -175,7 +176,7 @@ def test_what_cannot_be_calibrated_is_refused_and_left_as_it_was(shapes, run, tm
         config = json.loads((folder / "config.json").read_text())
         config["sparsity"] |= changes
         (folder / "config.json").write_text(json.dumps(config))
-        assert main([str(folder), data, "--image-folder", str(shapes)]) == ExitStatus.BAD_INPUT
+        assert main(["calibrate", str(folder), data, "--image-folder", str(shapes)]) == ExitStatus.BAD_INPUT
         assert message in capsys.readouterr().err
         assert json.loads((folder / "config.json").read_text()) == config
         assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
@@ -185,5 +186,5 @@ def test_what_cannot_be_calibrated_is_refused_and_left_as_it_was(shapes, run, tm
     refused(tmp_path / "c", {"min_output_length": 900}, "has an answer of min_output_length=900 tokens")
     convert(run, tmp_path / "published", "published")
     for folder, message in ((tmp_path / "published", "convert it first"), (tmp_path / "none", "is no folder here")):
-        assert main([str(folder), data]) == ExitStatus.BAD_INPUT
+        assert main(["calibrate", str(folder), data]) == ExitStatus.BAD_INPUT
         assert message in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_a_lora_run_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch, quantize)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lora_r": -1}, "lora_r must be at least 0"),
+        ({"lora_r": -1}, "lora_r must be a whole number of at least 0"),
         ({"lora_r": 4, "train_projector": "true"}, "contradictory"),
         ({"lora_r": 4, "train_decoder": "false"}, "contradictory"),
         ({"quantize": "4bit"}, "set lora_r to train adapters"),
