@@ -130,7 +130,8 @@ def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
     }
     rope = dict(config.text_config.rope_parameters)
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
-    sparsity = asdict(config.sparsity)
+    # Other code would train the predictor on and leave its offsets as they are.
+    sparsity = {**asdict(config.sparsity), "output_offsets": {}}
     kept = dict(config.published or {})
     values = {
         "architectures": ["DynamicLlavaLlamaForCausalLM"],
@@ -163,12 +164,7 @@ def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
             "image_token_index": config.image_token_index,
             # Where mm_vision_tower is a folder, it may lie elsewhere now.
             "vision_config": config.vision_config.to_diff_dict(),
-            # Its own code would train the predictor on and leave the offsets as they are.
-            "sparsity": {
-                key: value
-                for key, value in sparsity.items()
-                if key not in SPARSITY_KEYS.values() and key != "output_offsets"
-            },
+            "sparsity": {key: value for key, value in sparsity.items() if key not in SPARSITY_KEYS.values()},
         },
     }
     if config.dtype is not None:
