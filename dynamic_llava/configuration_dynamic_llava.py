@@ -91,7 +91,8 @@ class DynamicLlavaConfig(LlavaConfig):
         stored = config_dict.get("sparsity") or {}
         if isinstance(changes, SparsityConfig):
             # What was trained is told by the checkpoint.
-            config_dict = {**config_dict, "sparsity": {**asdict(changes), "untrained": stored.get("untrained", [])}}
+            learned = {name: stored[name] for name in ("untrained", "output_offsets") if name in stored}
+            config_dict = {**config_dict, "sparsity": {**asdict(changes), "untrained": [], **learned}}
         elif changes:
             config_dict = {**config_dict, "sparsity": {**stored, **changes}}
         with config_errors("config.json"):

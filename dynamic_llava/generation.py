@@ -13,8 +13,9 @@ from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuida
 from transformers.utils import ModelOutput
 
 from .cache import SparseCache, require_sparse_cache
+from .call_arguments import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, configured_arguments, given_arguments
 from .generation_record import GenerationRecord, RecordedStops
-from .options import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, SparsityOptions, configured_arguments, given_arguments
+from .options import SparsityOptions
 from .padding import move_padding_left
 from .statistics import SparsityStatistics
 
@@ -43,7 +44,7 @@ class DynamicGenerationMixin:
         **kwargs,
     ):
         """As `GenerationMixin.generate`, which see; also takes the per-call arguments of `forward`, which may stand in
-        a `GenerationConfig` too (`options.configured_arguments`).
+        a `GenerationConfig` too (`call_arguments.configured_arguments`).
 
         Args:
             return_sparsity: return a `ModelOutput` whose `sparsity` says what was kept; needs the cache.

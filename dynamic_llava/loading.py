@@ -10,9 +10,9 @@ from transformers import GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from .call_arguments import GENERATE_ARGUMENTS, given_arguments
 from .generation_file import read_generation_config, unset_idle
 from .model_card import write_model_card
-from .options import GENERATE_ARGUMENTS, given_arguments
 from .reading import regular_file
 from .weight_checks import PREDICTORS, check_keys, check_weights, note_new
 from .weight_files import check_finite

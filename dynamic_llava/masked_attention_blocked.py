@@ -22,7 +22,7 @@ def blocked_masked_softmax(
     keep_mask: Tensor,
     present: Tensor,
     scaling: float,
-    estimator: str = "bounded",
+    estimator: str | Tensor = "bounded",
     block: int = BLOCK,
 ) -> Tensor:
     """Attention by MaskedSoftmax (paper, Eq. 7): key j counts for query i iff j is kept or j == i, and j <= i.
@@ -84,7 +84,7 @@ class _Blocked(torch.autograd.Function):
             gap.sub_(_split_rows((grad.float() * output.float()).sum(-1), rows, groups)[..., None])
             weights = shifted.exp()
             if gate is not None:
-                own = weights if ctx.estimator == "exact" else torch.where(invisible, shifted.sigmoid(), weights)
+                own = _gate_weights(ctx.estimator, weights, shifted, invisible)
                 own = own.mul(gap).sum(dim=(1, 2))
                 gate[:, :stop] += own.masked_fill_(_not_causal(present, start, stop), 0.0).sum(dim=1)
             weights.masked_fill_(invisible, 0.0)
@@ -94,6 +94,15 @@ class _Blocked(torch.autograd.Function):
             grad_key[:, :, :stop] += slope.transpose(2, 3) @ _folded_rows(query, rows, groups)
         gate = None if gate is None else gate.to(ctx.gate_dtype)
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), gate, None, None, None, None
+
+
+def _gate_weights(estimator: str | Tensor, weights: Tensor, shifted: Tensor, invisible: Tensor) -> Tensor:
+    """`masked_softmax.gate_weights` of a block: `weights` are `exp(shifted)`."""
+    if isinstance(estimator, Tensor):
+        invisible = invisible & ~estimator[:, None, None, None, : shifted.shape[-1]]
+    elif estimator == "exact":
+        return weights
+    return torch.where(invisible, shifted.sigmoid(), weights)
 
 
 def _blocks(length: int, block: int):

@@ -17,8 +17,9 @@ from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import BaseHandler, GenerationState
 
+from ..call_arguments import GENERATE_ARGUMENTS, configured_arguments, given_arguments
 from ..checkpoints.loaded import LoadedModel
-from ..options import GENERATE_ARGUMENTS, SparsityOptions, configured_arguments, given_arguments
+from ..options import SparsityOptions
 
 BAD_REQUEST = 400
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..commands import choose
+from ..commands import Entry, choose, load
 from ..config import Command, option
 from ..errors import run_command
 from ..screen import console, hush_libraries
@@ -88,6 +88,14 @@ PARTS: dict[str, tuple[type, Callable[[Any], None], str]] = {
 }
 
 
+# What needs training data, which lies above this floor.
+ABOVE = {
+    "calibrate": Entry(
+        "dynamic_llava.train.calibrate", "bring the output predictor to its keep rate, on training answers"
+    )
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status, see `errors.ExitStatus`."""
     return run_command(run, arguments)
@@ -96,7 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(words: Sequence[str] | None = None) -> None:
     """Run the command that the words begin with."""
     helps = {name: help for name, (_, _, help) in PARTS.items()}
+    helps |= {name: entry.help for name, entry in ABOVE.items()}
     name, rest = choose("checkpoints", __doc__, helps, sys.argv[1:] if words is None else words)
+    if name in ABOVE:
+        load(name, ABOVE).run(rest)
+        return
     kind, act, help = PARTS[name]
     (options,) = Command(f"checkpoints {name}", help, (kind,)).parse(rest)
     act(options)

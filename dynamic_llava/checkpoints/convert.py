@@ -170,6 +170,11 @@ def _remarks(checkpoint: Checkpoint, to: str) -> list[str]:
     left_out = sum(_is_predictor(own) for own in checkpoint.stored)
     if to == "llava-hf" and left_out:
         remarks.append(f"{left_out} weights of the predictors were left out: the result is the dense model.")
+    elif to == "published" and checkpoint.config.sparsity.output_offsets:
+        remarks.append(
+            "The offsets of other output keep rates were left out, that of the checkpoint's own is in the weights: "
+            "dynamic-llava checkpoints calibrate finds them again behind a conversion to ours."
+        )
     elif checkpoint.new:
         remarks.append("The checkpoint has no predictors: loading the result makes new ones, which want training.")
     return remarks

@@ -130,7 +130,8 @@ def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
     }
     rope = dict(config.text_config.rope_parameters)
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
-    sparsity = asdict(config.sparsity)
+    # Other code would train the predictor on and leave its offsets as they are.
+    sparsity = {**asdict(config.sparsity), "output_offsets": {}}
     kept = dict(config.published or {})
     values = {
         "architectures": ["DynamicLlavaLlamaForCausalLM"],

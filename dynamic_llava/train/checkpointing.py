@@ -37,7 +37,7 @@ FREE_KEYS = frozenset(
     {
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm"),
         *("logging_dir", "logging_first_step", "on_bad_sample", "output_dir", "report", "report_descriptions"),
-        *("peak_tflops", "picture_steps"),
+        *("peak_tflops", "picture_steps", "calibration_answers"),
         *("report_questions", "report_to", "restart", "run_name", "save_steps", "save_strategy", "save_total_limit"),
     }
 )

@@ -83,6 +83,7 @@ REFUSED = {
     "local_rank": "the launcher sets it",
     "user_marker": _MARKERS,
     "assistant_marker": _MARKERS,
+    "output_offsets": "training finds them at its end",
     "untrained": "training notes there which predictors it has not reached",
 }
 

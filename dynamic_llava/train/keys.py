@@ -121,6 +121,9 @@ class StageKeys:
         None, "Of one device in the compute dtype; logs the model FLOPs utilisation (mfu).", "(0, inf)"
     )
     picture_steps: int | None = option(None, "Draw the kept patches of a few samples every so many steps.", "[1, inf)")
+    calibration_answers: int = option(
+        0, "At the end, bring the output predictor to its rate on so many training answers; 0: do not.", "[0, inf)"
+    )
     global_batch_size: int | None = option(
         None, "Samples per optimizer step, all ranks; sets gradient_accumulation_steps.", "[1, inf)"
     )

@@ -20,6 +20,7 @@ from ..checkpoints import load_checkpoint
 from ..checkpoints.chat_template import ASSISTANT, USER, marker_ids
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
+from ..reading import read_json_object
 from ..screen import hush_libraries
 from ..weight_checks import mark_untrained, noting_new
 from .checkpointing import (
@@ -39,6 +40,7 @@ from .gradients import gradient_report
 from .interruption import EvaluationStopped, StopOnSignal
 from .lora import add_adapters, quantization
 from .monitoring import KeptPatches, examples_of
+from .output_rate import calibrate, learns_outputs, summary
 from .preflight import check_build_locks, check_judged, check_machine
 from .processor import stage_processor
 from .progress import METRICS_FILE, show_lines
@@ -170,6 +172,7 @@ def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) 
             copy_model((best_of(found) if args.load_best_model_at_end else None) or found, run)
             if not config.model.lora_r:
                 add_code(run, DynamicLlavaForConditionalGeneration)
+        calibrate_run(trainer)
         return
     with suppress(EvaluationStopped):
         # Raised here alone by the evaluation in front of the first step.
@@ -181,6 +184,21 @@ def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) 
         stop.end()
     with write_errors():
         trainer.save_model(args.output_dir)
+    calibrate_run(trainer)
+
+
+def calibrate_run(trainer: StageTrainer) -> None:
+    """Bring the output predictor in the run's folder to its rate, by one process while the others wait."""
+    args = trainer.args
+    if not args.calibration_answers:
+        return
+    if args.process_index == 0 and learns_outputs(read_json_object(Path(args.output_dir, "config.json"))):
+        # The model is whole here, whatever engine has trained it.
+        unset_hf_deepspeed_config()
+        with torch.random.fork_rng(), write_errors():
+            processor, number = trainer.processing_class, args.calibration_answers
+            print(summary(calibrate(args.output_dir, trainer.train_dataset, processor, number, args.device)))
+    trainer.accelerator.wait_for_everyone()
 
 
 def resume_point(config: StageConfig) -> Path | None:

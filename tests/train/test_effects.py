@@ -25,7 +25,8 @@ def another(key: str):
     known |= {"output_turns": "all", "image_selection": "threshold", "eval_strategy": "epoch", "optim_args": "a=1"}
     known |= {"metric_for_best_model": "loss", "gate_estimator": "exact", "masked_kernel": "blocked", "save_steps": 7}
     known |= {"keep_rate_schedule": "linear", "sparse_training": "pruned", "eval_steps": 3, "logging_steps": 3}
-    known |= {"predictor_num_heads": 16}
+    known |= {"predictor_num_heads": 16, "budget_on": "argmax"}
+    known |= {"image_gate_estimator": "exact", "output_gate_estimator": "exact"}
     known |= {"dataloader_multiprocessing_context": "spawn", "eval_file": "held_out.json", "predictor_dim": 32}
     known |= {"activation_checkpointing_kwargs": "{every_n_layers: 2}", "image_keep_rates": "[0.1, 0.2]"}
     known |= {"gradient_checkpointing_kwargs": "{every_n_layers: 2}", "output_keep_rates": "[0.1, 0.2]"}
@@ -89,6 +90,7 @@ OFF = {
     "attn_implementation": ["attn_implementation=eager"],
     "image_predictor": ["image_predictor=false"],
     "output_predictor": ["output_predictor=false"],
+    "output_predictor instruct_predictor image_predictor image_selection": ["output_predictor=false"],
     "image_predictor output_predictor instruct_predictor": ["image_predictor=false", "output_predictor=false"],
     "save_strategy": ["save_strategy=epoch"],
     "logging_strategy": ["logging_strategy=epoch", "logging_steps=500"],
