@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,9 @@ from .errors import run_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status of the command, see `errors.ExitStatus`."""
+    if not {"", os.getcwd()} & set(sys.path):
+        # As `python -m` does: my_module:MyRule is looked for where the user stands.
+        sys.path.insert(0, os.getcwd())
     return run_command(_run, list(sys.argv[1:] if arguments is None else arguments))
 
 

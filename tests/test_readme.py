@@ -20,6 +20,7 @@ import pytest
 
 from dynamic_llava.__main__ import main as command
 from dynamic_llava.data.shapes import build_shapes
+from dynamic_llava.rules import find_image_rule
 
 from .eval.downloads import build_all
 from .eval.generation_data import conversation, write_downloads
@@ -73,7 +74,7 @@ SMALL = {
     "flops": [],
     "measure": [
         *(*TIMED, "--prompt-lengths", "8", "--output-lengths", "12", "--steps", "2", "--repeats", "1", "--warmup", "1"),
-        *("--batch-sizes", "1", "--full-batch-sizes", "1", "--no-cache-lengths", "4"),
+        *("--batch-sizes", "1", "--full-batch-sizes", "1", "--no-cache-lengths", "4", "--modes", "prefill,decode"),
     ],
     "train": [*TIMED, "--repeats", "1"],
     "score": [*TIMED, "--repeats", "1", "--output-tokens", "8"],
@@ -231,6 +232,17 @@ def run(words: list[str], folder: Path, monkeypatch) -> int:
 @pytest.mark.parametrize("words", COMMANDS)
 def test_every_command_runs(words, at_the_desk, tmp_path, monkeypatch):
     assert run(smaller(words), tmp_path, monkeypatch) == 0
+
+
+def test_modules_of_ones_own_are_found_by_the_installed_command_too(desk, monkeypatch):
+    """Its script does not stand where the user does, as `python -m` would."""
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(desk))])
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    with pytest.raises(ValueError, match="cannot be imported"):
+        find_image_rule("my_module:Strongest", "topk")
+    assert command(["--version"]) == 0
+    assert type(find_image_rule("my_module:Strongest", "topk")).__name__ == "Strongest"
 
 
 def python_of(page: Path) -> list[Block]:

@@ -274,10 +274,10 @@ def test_the_server_of_transformers_without_this_package(client, checkpoint, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "MODEL"),
+        ([], "model is missing"),
         (["nowhere", "--port", "0"], "No checkpoint at 'nowhere'"),
-        ([BASE, "--image-keep-rate", "2"], "--image-keep-rate must be a number in (0, 1], got '2'"),
-        ([BASE, "--port", "70000"], "--port must be a whole number of at most 65535"),
+        ([BASE, "--image-keep-rate", "2"], "--image-keep-rate must be a number in (0, 1], got 2"),
+        ([BASE, "--port", "70000"], "--port must be a whole number in [0, 65535], got 70000"),
         ([BASE, "--host", "203.0.113.7"], "Cannot listen at 203.0.113.7, port 8000"),
         ([BASE, "--port", "0", "--dtype", "int7"], "dtype must be"),
     ],

@@ -122,7 +122,7 @@ class StageKeys:
     )
     picture_steps: int | None = option(None, "Draw the kept patches of a few samples every so many steps.", "[1, inf)")
     calibration_answers: int = option(
-        128, "At the end, bring the output predictor to its rate on so many training answers; 0: do not.", "[0, inf)"
+        0, "At the end, bring the output predictor to its rate on so many training answers; 0: do not.", "[0, inf)"
     )
     global_batch_size: int | None = option(
         None, "Samples per optimizer step, all ranks; sets gradient_accumulation_steps.", "[1, inf)"

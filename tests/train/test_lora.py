@@ -82,7 +82,7 @@ def test_a_lora_run_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch, quantize)
         ({"lora_r": 4, "train_projector": "true"}, "contradictory"),
         ({"lora_r": 4, "train_decoder": "false"}, "contradictory"),
         ({"quantize": "4bit"}, "set lora_r to train adapters"),
-        ({"quantize": "2bit", "lora_r": 4}, "quantize must be 4bit or 8bit, got '2bit'"),
+        ({"quantize": "2bit", "lora_r": 4}, "quantize must be one of 4bit, 8bit, got '2bit'"),
         ({"quantize": "8bit", "lora_r": 4, "deepspeed": "configs/deepspeed/zero3.json"}, "ZeRO-3 do not go together"),
     ],
 )
