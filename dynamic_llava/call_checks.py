@@ -105,6 +105,16 @@ def check_labels(labels: Tensor | None, output_mask: Tensor | None, cache: Cache
         check_mask("output_mask", output_mask)
 
 
+def check_skip_logits(skip_logits: bool | None, labels: Tensor | None, training: bool) -> bool:
+    """Whether a call gives no logits; `ValueError` where it is to give neither these nor a loss."""
+    if not isinstance(skip_logits, bool | None) or (skip_logits and labels is None):
+        raise ValueError(
+            f"skip_logits={skip_logits!r}: it is True, False or None, and True needs labels, whose loss is left. Leave "
+            "it out."
+        )
+    return training if skip_logits is None else skip_logits
+
+
 def check_mask(name: str, mask: Tensor) -> None:
     """`ValueError` unless `mask` holds 0 and 1 alone."""
     if mask.dtype == torch.bool:

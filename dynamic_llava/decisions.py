@@ -38,10 +38,17 @@ class KindDecision:
 
 @dataclass
 class Decision:
-    """What a call decided: `kinds` by name, those that had tokens to judge, and the new state of the output rule."""
+    """What a call decided.
+
+    Attributes:
+        kinds: by name, those that had tokens to judge.
+        state: of the output rule behind the call, where it is a new one.
+        computed: `(B, N)` bool, the tokens that the sparse layers have computed where others are 0; None where none is.
+    """
 
     kinds: dict[str, KindDecision] = field(default_factory=dict)
     state: Tensor | None = None
+    computed: Tensor | None = None
 
     def keep_masks(self) -> list[Tensor]:
         """The keep masks of all kinds."""

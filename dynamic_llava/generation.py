@@ -21,7 +21,7 @@ from .statistics import SparsityStatistics
 BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 CACHES = (None, "dynamic", "static", "offloaded")
 # Those that say how it learns or is scored; `generate` counts for itself what was generated.
-NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "num_generated", *TRAINING_ARGUMENTS)
+NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "skip_logits", "num_generated", *TRAINING_ARGUMENTS)
 
 
 class DynamicGenerationMixin:

@@ -171,6 +171,7 @@ class SparseDecoderMixin:
             probes = tokens.present & ~computed & (torch.rand(computed.shape, device=computed.device) < rate)
             gates = torch.where(probes, scale_gradient(gates, 1 / rate), gates)
             computed |= probes
+        decision.computed = computed
         index, valid, _ = pack_left(computed)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
         packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
@@ -237,7 +238,8 @@ class SparseDecoderMixin:
         started = cache is not None and cache.started
         if computed is None and not started:
             return self._all_kept(hidden, tokens, position_ids, masks[0], **kwargs)
-        index, valid, full = pack_left(tokens.present if computed is None else computed)
+        decision.computed = tokens.present if computed is None else computed
+        index, valid, full = pack_left(decision.computed)
         packed = gather_kept(hidden, index)
         positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
         # In scoring dropped tokens that are supervised stay as queries that no other token sees.

@@ -96,9 +96,14 @@ def generated_token_mask(shape: tuple[int, int], num_generated: int, device: tor
     return (torch.arange(shape[1], device=device) >= shape[1] - num_generated).expand(shape)
 
 
+def shifted_labels(labels: Tensor) -> Tensor:
+    """`(B, N)` long, what each token is to say: the label of the next one, -100 at the last."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
 def supervised_token_mask(labels: Tensor) -> Tensor:
     """`(B, N)` bool, true at tokens whose next token is not ignored by `labels (B, N)`."""
-    return torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
+    return shifted_labels(labels) != IGNORE_INDEX
 
 
 def check_position_ids(position_ids: Tensor, attention_mask: Tensor | None, batch_size: int, length: int) -> None:
