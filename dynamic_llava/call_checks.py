@@ -63,17 +63,16 @@ def count_generated(num_generated: int | None, length: int, cache: SparseCache |
         raise ValueError(
             f"num_generated counts the last tokens of the call, of which there are {length}; got {num_generated!r}."
         )
-    if num_generated and length > 1 and cache is not None:
+    if num_generated and length > 1 and cache is not None and not (started and num_generated == length):
         raise ValueError(
-            f"{num_generated} generated of {length} tokens in one call on a cache: each is judged before the next is "
-            "fed. Feed them one by one, or leave the cache out; num_generated=0 stores them all, as a prompt."
+            f"{num_generated} generated of {length} tokens in one call on a cache, which takes a prompt and the output "
+            "behind it in calls of their own. Feed the prompt first, or leave the cache out; num_generated=0 stores "
+            "all, as a prompt."
         )
     return num_generated
 
 
-def new_columns(
-    mask: Tensor | None, cache: SparseCache | None, shape: torch.Size, single_output: bool
-) -> Tensor | None:
+def new_columns(mask: Tensor | None, cache: SparseCache | None, shape: torch.Size, output_alone: bool) -> Tensor | None:
     """The columns of the attention mask that belong to this call's tokens, `(B, N)`."""
     if mask is None:
         return None
@@ -85,7 +84,7 @@ def new_columns(
             f"attention_mask has shape {tuple(mask.shape)}, but with {length} tokens passed for each of "
             f"{batch_size} rows it must cover all {columns} columns; pass one of shape {(batch_size, columns)}."
         )
-    if single_output:
+    if output_alone:
         return None  # A generated token is never padding; looking would copy from the device in every step.
     check_mask("attention_mask", mask)
     start = int(seen_tokens(cache))

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.utils import ModelOutput
 
+from .assisted import DraftsAfterPrompt, assistant_arguments, check_drafts
 from .cache import SparseCache, require_sparse_cache
 from .generation_record import GenerationRecord, RecordedStops
 from .options import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, SparsityOptions, given_arguments
@@ -99,10 +100,7 @@ class DynamicGenerationMixin:
         max_cache_length: int,
     ) -> None:
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
-            raise ValueError(
-                "Assisted decoding feeds several unverified tokens in one call, Dynamic-LLaVA judges them one by one; "
-                "leave out assistant_model and prompt_lookup_num_tokens."
-            )
+            check_drafts(generation_config)
         self._check_chunks(generation_config, model_kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
@@ -122,7 +120,7 @@ class DynamicGenerationMixin:
             model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length, offload=offload)
         if model_kwargs.get("past_key_values") is not None:
             # The rows of returned beams are no longer in the cache when the search ends.
-            model_kwargs["past_key_values"].table.log_rows(generation_mode in BEAMS)
+            model_kwargs["past_key_values"].table.history.log_rows(generation_mode in BEAMS)
 
     def _check_chunks(self, generation_config, model_kwargs: dict[str, Any]) -> None:
         pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
@@ -139,8 +137,16 @@ class DynamicGenerationMixin:
     ) -> dict[str, Any]:
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = next(model_inputs[name] for name in ("inputs_embeds", "input_ids") if model_inputs.get(name) is not None)
-        # Where one token is fed a constant, so that a compiled step is compiled once.
-        model_inputs["num_generated"] = min(num_generated, fed.shape[1])
+        cache = model_inputs.get("past_key_values")
+        # On a cache all that is fed behind the prompt, drafts included. Where one token is fed a constant, so that a
+        # compiled step is compiled once.
+        behind = num_generated if cache is None else num_generated and fed.shape[1]
+        model_inputs["num_generated"] = min(behind, fed.shape[1])
+        growing = isinstance(cache, SparseCache) and cache.max_length is None
+        if num_generated and growing and cache.rows == 1 and model_inputs.get("attention_mask") is None:
+            # `generate` leaves out a mask that hides nothing. One row needs none in the sparse layers either, where its
+            # end is known; `generate` has just read whether it goes on, so that this waits for nothing.
+            cache.table.tighten()
         return model_inputs
 
     def _update_model_kwargs_for_generation(
@@ -150,6 +156,12 @@ class DynamicGenerationMixin:
             outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
         )
         return {**model_kwargs, "num_generated": model_kwargs.get("num_generated", 0) + num_new_tokens}
+
+    def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], assistant_model=None, **kwargs):
+        arguments = assistant_arguments(model_kwargs, sparse=isinstance(assistant_model, DynamicGenerationMixin))
+        return DraftsAfterPrompt(
+            super()._get_candidate_generator(model_kwargs=arguments, assistant_model=assistant_model, **kwargs)
+        )
 
     def _get_logits_processor(self, *args, model_kwargs: dict[str, Any] | None = None, **kwargs):
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)

@@ -111,20 +111,20 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
             refuse_cache(past_key_values)
             use_cache = False
         num_generated = count_generated(num_generated, shape[1], past_key_values)
-        single_output = bool(num_generated) and past_key_values is not None and past_key_values.started
+        output_alone = bool(num_generated) and past_key_values is not None and past_key_values.started
         features = self._encode(pixel_values, mm_encoder_outputs, tower, inputs_embeds)
         image = None
-        if features is not None or (input_ids is not None and not single_output):
+        if features is not None or (input_ids is not None and not output_alone):
             image = image_positions(self.get_input_embeddings(), self.config, input_ids, inputs_embeds, num_generated)
             check_features(image, 0 if features is None else len(features), self.config)
         inputs_embeds, image = self._merge(inputs_embeds, image, features, labels)
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
-        present = new_columns(attention_mask, past_key_values, shape, single_output)
-        if position_ids is not None and not single_output:
+        present = new_columns(attention_mask, past_key_values, shape, output_alone)
+        if position_ids is not None and not output_alone:
             check_position_ids(position_ids, present, *shape)
-        tokens = find_masks(inputs_embeds, present, image, labels, output_mask, num_generated, single_output)
-        if self.config.sparsity.instruct_predictor and not single_output:
+        tokens = find_masks(inputs_embeds, present, image, labels, output_mask, num_generated, output_alone)
+        if self.config.sparsity.instruct_predictor and not output_alone:
             tokens.instruct = instruct_tokens(self.config.sparsity, input_ids, tokens, past_key_values, options)
         kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache, "position_ids": position_ids}
         outputs = self.language_model(inputs_embeds, tokens, options, attention_mask, **kwargs)

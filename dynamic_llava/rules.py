@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .functional import (
@@ -120,7 +121,8 @@ class Learned:
         logits = evidence.keep_logits
         if evidence.driven and evidence.rate < 1:
             return steered_keep_mask(logits, evidence.valid, evidence.rate, state)
-        return (logits[..., 0] > logits[..., 1]) | evidence.driven, state
+        keep = logits[..., 0] > logits[..., 1]
+        return torch.ones_like(keep) if evidence.driven else keep, state
 
 
 #: Learned rules of image tokens by `image_selection`.
