@@ -13,7 +13,7 @@ from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuida
 from transformers.utils import ModelOutput
 
 from .assisted import DraftsAfterPrompt, assistant_arguments, check_drafts
-from .cache import SparseCache, require_sparse_cache
+from .cache import SparseCache, require_sparse_cache, seen_tokens
 from .generation_record import GenerationRecord, RecordedStops
 from .options import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, SparsityOptions, given_arguments
 from .padding import move_padding_left
@@ -100,7 +100,7 @@ class DynamicGenerationMixin:
         max_cache_length: int,
     ) -> None:
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
-            check_drafts(generation_config)
+            check_drafts(generation_config, started=seen_tokens(model_kwargs.get("past_key_values")) > 0)
         self._check_chunks(generation_config, model_kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
@@ -135,6 +135,9 @@ class DynamicGenerationMixin:
     def prepare_inputs_for_generation(
         self, input_ids: Tensor | None, *args, inputs_embeds: Tensor | None = None, num_generated: int = 0, **kwargs
     ) -> dict[str, Any]:
+        if kwargs.get("past_key_values") is not None and not seen_tokens(kwargs["past_key_values"]):
+            # transformers lets no assistant see the pictures.
+            kwargs["is_first_iteration"] = True
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = next(model_inputs[name] for name in ("inputs_embeds", "input_ids") if model_inputs.get(name) is not None)
         cache = model_inputs.get("past_key_values")
@@ -157,11 +160,15 @@ class DynamicGenerationMixin:
         )
         return {**model_kwargs, "num_generated": model_kwargs.get("num_generated", 0) + num_new_tokens}
 
-    def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], assistant_model=None, **kwargs):
-        arguments = assistant_arguments(model_kwargs, sparse=isinstance(assistant_model, DynamicGenerationMixin))
-        return DraftsAfterPrompt(
-            super()._get_candidate_generator(model_kwargs=arguments, assistant_model=assistant_model, **kwargs)
-        )
+    def _get_candidate_generator(self, *, input_ids: Tensor, model_kwargs: dict[str, Any], **kwargs):
+        sparse = isinstance(kwargs.get("assistant_model"), DynamicGenerationMixin)
+        given, make = dict(model_kwargs), super()._get_candidate_generator
+
+        def drafts(prompt: Tensor):
+            told = assistant_arguments(given, prompt.shape[1], sparse)
+            return make(input_ids=prompt, model_kwargs=told, **kwargs)
+
+        return DraftsAfterPrompt(drafts)
 
     def _get_logits_processor(self, *args, model_kwargs: dict[str, Any] | None = None, **kwargs):
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)

@@ -147,17 +147,36 @@ def test_an_assistant_gives_the_tokens_of_plain_greedy(name, assistant, argument
     assert torch.equal(found, plain)
 
 
-def test_a_second_turn_is_assisted_too():
-    model = judging_model()
-    batch = batch_of([[1, *image_run(), *words(4, 2)]], [pictures(1)], "left")
-    found = []
-    for assisted in ({}, {"prompt_lookup_num_tokens": 3}):
-        cache = SparseCache(model.config)
-        first = model.generate(**batch, **GREEDY, **assisted, past_key_values=cache)
-        whole = torch.cat([first, torch.tensor([words(5, 7)])], dim=1)
-        mask = torch.ones_like(whole)
-        found.append(model.generate(whole, attention_mask=mask, **GREEDY, **assisted, past_key_values=cache))
-    assert torch.equal(*found)
+def test_a_cache_that_has_started_is_refused():
+    model, ids = tiny_model(), torch.tensor([[1, 5, 6]])
+    cache = model(ids, use_cache=True).past_key_values
+    whole = {"input_ids": torch.tensor([[1, 5, 6, 7, 8]]), "past_key_values": cache}
+    with pytest.raises(ValueError, match="feeds the whole prompt again"):
+        model.generate(**whole, attention_mask=torch.ones(1, 5), prompt_lookup_num_tokens=3, **GREEDY)
+
+
+@pytest.mark.parametrize("assistant", ["stock", "another"])
+def test_a_padded_prompt_is_assisted_too(assistant):
+    model = tiny_model()
+    batch = batch_of([[0, 0, 1, *words(2, 1), *image_run(), *words(4, 2)]], [pictures(1)], "left")
+    batch["attention_mask"][:, :2] = 0
+    plain = model.generate(**batch, **GREEDY)
+    drafts = stock_model(model) if assistant == "stock" else tiny_model(seed=5)
+    assert torch.equal(model.generate(**batch, **GREEDY, assistant_model=drafts), plain)
+
+
+def test_a_sparse_assistant_sees_the_pictures():
+    """Itself as its assistant drafts what it says: most is accepted, also where the picture ends the prompt."""
+    model = tiny_model()
+    for name in ("picture", "pictures at the end"):
+        row, images = prompts()[name]
+        drafts, passes = tiny_model(), []
+        drafts.generation_config.num_assistant_tokens = 5
+        drafts.generation_config.assistant_confidence_threshold = 0
+        hook = model.model.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        model.generate(**batch_of([row], [images], "left"), **GREEDY, output_sparsity=False, assistant_model=drafts)
+        hook.remove()
+        assert len(passes) < 20
 
 
 def test_a_prompt_and_output_in_one_call_on_a_cache_are_refused():
