@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import end_quietly_on_interrupt, starts_a_command
+from .lazy import lazy_names
 
 if TYPE_CHECKING:
     from . import selection
@@ -30,22 +30,17 @@ __all__ = [
     "selection",
 ]
 
-_HOMES = {
-    "DynamicLlavaConfig": "configuration_dynamic_llava",
-    "DynamicLlavaForConditionalGeneration": "modeling_dynamic_llava",
-    "DynamicLlavaModel": "modeling_dynamic_llava",
-    "SparseCache": "cache",
-    "SparsityConfig": "sparsity_config",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name == "selection":
-        return importlib.import_module(".selection", __name__)
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "DynamicLlavaConfig": "configuration_dynamic_llava",
+        "DynamicLlavaForConditionalGeneration": "modeling_dynamic_llava",
+        "DynamicLlavaModel": "modeling_dynamic_llava",
+        "SparseCache": "cache",
+        "SparsityConfig": "sparsity_config",
+        "selection": "selection",
+    },
+)
 
 if starts_a_command():
     # A command imports what it needs when it knows its arguments: torch and transformers take seconds.

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import CandidateGenerator
 
-from .options import GENERATE_ARGUMENTS
+from .call_arguments import GENERATE_ARGUMENTS
 
 
 class DraftsAfterPrompt(CandidateGenerator):

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from .cache import SparseCache, require_sparse_cache, seen_tokens
+from .call_arguments import CALL_ARGUMENTS
 from .configuration_dynamic_llava import DynamicLlavaConfig
-from .options import CALL_ARGUMENTS, SparsityOptions
+from .options import SparsityOptions
 from .sparsity_config import SparsityConfig
 from .token_masks import TokenMasks, generated_token_mask, image_token_mask, last_user_turn_mask
 

@@ -17,8 +17,8 @@ except ImportError:  # before 5.21
         return hidden_states[:, kept]
 
 
-# Arguments of training that 5.23 has renamed, by their new names.
-_FORMER_NAMES = {
+#: Arguments of training that 5.23 has renamed, by their new names.
+FORMER_NAMES = {
     "activation_checkpointing": "gradient_checkpointing",
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
@@ -26,7 +26,7 @@ _FORMER_NAMES = {
 
 def named_as_here(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     """`values` with the arguments that are not `known` by their new names under those they had before."""
-    return {_FORMER_NAMES.get(key, key) if key not in known else key: value for key, value in values.items()}
+    return {FORMER_NAMES.get(key, key) if key not in known else key: value for key, value in values.items()}
 
 
-__all__ = ["named_as_here", "slice_logits_to_keep"]
+__all__ = ["FORMER_NAMES", "named_as_here", "slice_logits_to_keep"]

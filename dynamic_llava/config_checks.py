@@ -11,6 +11,7 @@ import torch
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .model_kinds import DECODERS
 from .values import MOST_SIZE
 
 POSITIVE = (
@@ -73,6 +74,23 @@ def check_model_values(config: Any) -> None:
         raise ValueError(f"sparsity.predictor_num_layers must be at most {MOST_LAYERS}.")
     if config.image_token_index < 0:
         raise ValueError(f"image_token_index={config.image_token_index} must not be negative.")
+
+
+def check_decoder(text: Any) -> None:
+    """`ValueError` unless the decoder of a configuration has a sparse form (`model_kinds.DECODERS`)."""
+    if text.model_type not in DECODERS:
+        raise ValueError(
+            f"Dynamic-LLaVA has sparse decoders of {', '.join(DECODERS)}, got text_config.model_type="
+            f"{text.model_type!r}."
+        )
+    # Qwen's configurations hold a window that they may not use; where layers have types, these say it.
+    types = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in types if types else getattr(text, "sliding_window", None) is not None
+    if slides:
+        raise ValueError(
+            f"text_config.sliding_window={text.sliding_window}: kept tokens have gaps, and windows over them are not "
+            "supported. Set it to null where the model was trained on shorter sequences than that."
+        )
 
 
 def _check_value(key: str, name: str, value: Any) -> None:

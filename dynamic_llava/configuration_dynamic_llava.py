@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import LlavaConfig
 
-from .config_checks import MOST_LAYERS, check_model_values, config_errors
+from .carried_code import installed_config, note_code
+from .config_checks import MOST_LAYERS, check_decoder, check_model_values, config_errors
 from .model_kinds import check_kind, is_published
 from .reading import read_json_object
+from .registration import register_names
 from .sparsity_config import SparsityConfig
 
 
@@ -25,7 +27,13 @@ class DynamicLlavaConfig(LlavaConfig):
 
     model_type = "dynamic_llava"
 
-    sparsity: dict | SparsityConfig | None = None
+    if TYPE_CHECKING:
+        # What they are once the configuration is made.
+        sparsity: SparsityConfig
+        text_config: Any
+        vision_config: Any
+    else:
+        sparsity: dict | SparsityConfig | None = None
     projector_layers: int = 2
     published: dict | None = None
 
@@ -38,11 +46,7 @@ class DynamicLlavaConfig(LlavaConfig):
         if not isinstance(self.sparsity, SparsityConfig):
             self.sparsity = SparsityConfig.from_dict(self.sparsity or {})
         super().__post_init__(**kwargs)
-        if self.text_config.model_type != "llama":
-            raise ValueError(
-                f"Dynamic-LLaVA needs a Llama decoder (LLaVA-1.5), got text_config.model_type="
-                f"{self.text_config.model_type!r}."
-            )
+        check_decoder(self.text_config)
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
         check_model_values(self)
         self.sparsity.check_decoder(self.text_config.num_hidden_layers)
@@ -52,6 +56,11 @@ class DynamicLlavaConfig(LlavaConfig):
         output = super().to_dict()
         output["sparsity"] = asdict(self.sparsity)
         return output
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As `LlavaConfig.save_pretrained`; `auto_map` names the code that is saved with it."""
+        note_code(self, save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -82,7 +91,8 @@ class DynamicLlavaConfig(LlavaConfig):
         stored = config_dict.get("sparsity") or {}
         if isinstance(changes, SparsityConfig):
             # What was trained is told by the checkpoint.
-            config_dict = {**config_dict, "sparsity": {**asdict(changes), "untrained": stored.get("untrained", [])}}
+            learned = {name: stored[name] for name in ("untrained", "output_offsets") if name in stored}
+            config_dict = {**config_dict, "sparsity": {**asdict(changes), "untrained": [], **learned}}
         elif changes:
             config_dict = {**config_dict, "sparsity": {**stored, **changes}}
         with config_errors("config.json"):
@@ -90,10 +100,20 @@ class DynamicLlavaConfig(LlavaConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As `LlavaConfig.from_pretrained`; a file that describes no model is a `ValueError` that names it."""
+        """As `LlavaConfig.from_pretrained`; a file that describes no model is a `ValueError` that names it.
+
+        Code that came with a checkpoint leaves the checkpoint to the installed package, where there is one.
+        """
+        installed = installed_config(cls)
+        if installed is not cls:
+            return installed.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         with config_errors(str(pretrained_model_name_or_path)):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def _dict_from_json_file(cls, json_file) -> dict[str, Any]:
         return cls._decode_special_floats(read_json_object(json_file, "configuration"))
+
+
+DynamicLlavaConfig.register_for_auto_class()
+register_names(DynamicLlavaConfig.model_type, "DynamicLlavaForConditionalGeneration")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from .decisiveness import decided_keep_mask, keep_entropy
 from .functional import (
     budget_loss,
     gather_kept,
@@ -16,8 +18,9 @@ from .functional import (
     sample_gumbel,
     scatter_kept,
 )
-from .options import KindOptions, SparsityOptions
+from .options import SparsityOptions
 from .rules import Evidence, OutputRule, keep_of
+from .sparsity_config import KINDS, SparsityConfig
 from .token_masks import TokenMasks
 
 
@@ -29,11 +32,13 @@ class KindDecision:
         keep_mask: `(B, N)`, 1 where the token is kept or not judged here (float with gradients in training, else bool).
         keep_logits: `(B, N_kind, 2)` of the predictor, rows packed to the left; None where it was not asked.
         budget_loss: scalar, in training.
+        keep_entropy: scalar, in training with a weight for it, of tokens whose fate their keep logits alone decide.
     """
 
     keep_mask: Tensor
     keep_logits: Tensor | None = None
     budget_loss: Tensor | None = None
+    keep_entropy: Tensor | None = None
 
 
 @dataclass
@@ -72,6 +77,15 @@ class Decision:
         }
 
 
+def weighted_losses(outputs: Mapping[str, Tensor | None], sparsity: SparsityConfig) -> Iterator[Tensor]:
+    """What stands beside the LM loss: each of the scalars that `Decision.outputs` has, times its weight."""
+    weights = {"budget_loss": sparsity.budget_weight, "keep_entropy": sparsity.keep_entropy_weight}
+    for kind in KINDS:
+        for name, weight in weights.items():
+            if (loss := outputs.get(f"{kind}_{name}")) is not None:
+                yield weight * loss
+
+
 def predictor_of(model: nn.Module, kind: str) -> nn.Module:
     """The predictor of a kind of tokens; decoders have one for each kind that is judged."""
     return getattr(model, f"{kind}_predictor")
@@ -88,23 +102,35 @@ def draw(model: nn.Module, hidden: Tensor, tokens: TokenMasks, options: Sparsity
         judged = tokens.of(kind)
         index, valid, _ = pack_left(torch.zeros_like(tokens.present) if judged is None else judged)
         logits = predictor_of(model, kind)(gather_kept(hidden, index), valid)
-        mask = _draw_masks(logits, valid, options, settings)
+        drawn_from = logits
+        if options.elastic and settings.keep_rate < 1:
+            drawn_from = match_keep_rate(logits, valid, settings.keep_rate)
+        noise = sample_gumbel(tuple(logits.shape), device=logits.device)
+        mask = gumbel_keep_mask(drawn_from, noise, options.gumbel_tau)
         long_enough = valid.sum(dim=-1) >= settings.min_length
+        alone = kind in model.sparsity.kinds_by_logits()
+        counted = decided_keep_mask(drawn_from) if alone and model.sparsity.budget_on == "argmax" else mask
+        weighed = alone and model.sparsity.keep_entropy_weight > 0
         ones = torch.ones(hidden.shape[:2], device=hidden.device)
         decision.kinds[kind] = KindDecision(
             keep_mask=scatter_kept(mask, index, valid & long_enough[:, None], ones),
             keep_logits=logits,
-            budget_loss=budget_loss(mask, valid, settings.keep_rate, long_enough),
+            budget_loss=budget_loss(counted, valid, settings.keep_rate, long_enough),
+            keep_entropy=keep_entropy(drawn_from, valid, long_enough) if weighed else None,
         )
     return decision
 
 
-def _draw_masks(logits: Tensor, valid: Tensor, options: SparsityOptions, settings: KindOptions) -> Tensor:
-    """Hard Gumbel masks `(B, K)` of `logits (B, K, 2)`."""
-    if options.elastic and settings.keep_rate < 1:
-        logits = match_keep_rate(logits, valid, settings.keep_rate)
-    noise = sample_gumbel(tuple(logits.shape), device=logits.device)
-    return gumbel_keep_mask(logits, noise, options.gumbel_tau)
+def gate_estimator(sparsity: SparsityConfig, tokens: TokenMasks) -> str | Tensor:
+    """The gate estimator of a training call: a word, or `(B, N)` bool, the tokens of kinds that take `exact`."""
+    found = sparsity.gate_estimators()
+    if len(set(found.values())) < 2:
+        return next(iter(found.values()), sparsity.gate_estimator)
+    exact = torch.zeros_like(tokens.present)
+    for kind, estimator in found.items():
+        if estimator == "exact" and (own := tokens.of(kind)) is not None:
+            exact = exact | own
+    return exact
 
 
 def decide(
@@ -132,7 +158,8 @@ def decide(
         single = kind == "output" and tokens.output_alone
         index, valid, _ = (None, judged, True) if single else pack_left(judged)
         packed = hidden if index is None else gather_kept(hidden, index)
-        evidence = Evidence(packed, valid, options.rate(kind), kind == "output" and options.drive_output, index)
+        driven = kind == "output" and options.drive_output
+        evidence = Evidence(packed, valid, options.rate(kind), driven, options.output_offset, columns=index)
         if "keep_logits" in rule.needs:
             evidence.keep_logits = predictor_of(model, kind)(packed, valid)
         if "features" in rule.needs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -113,12 +114,17 @@ def end_quietly_on_interrupt() -> None:
 
 
 def starts_a_command() -> bool:
-    """Whether the package is imported because `python -m dynamic_llava...`, or a script of ours, is starting."""
+    """Whether the package is imported because `dynamic-llava`, `python -m dynamic_llava...` or a script starts."""
     words, script = sys.orig_argv, getattr(sys.modules.get("__main__"), "__file__", None)
     if sys.argv[:1] == ["-m"] and "-m" in words[:-1]:
         return words[words.index("-m") + 1].split(".")[0] == __package__
+    if not script:
+        return False
+    # The console script, also as Windows and zipped archives name it.
+    if re.fullmatch(r"dynamic-llava(-script)?(\.\w+)?", os.path.basename(sys.argv[0] if sys.argv else script)):
+        return True
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return bool(script) and os.path.dirname(os.path.abspath(script)) in {f"{root}/eval", f"{root}/scripts"}
+    return os.path.dirname(os.path.abspath(script)) in {f"{root}/eval", f"{root}/scripts"}
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

@@ -12,9 +12,32 @@ import yaml
 
 from .reading import read_text
 
+#: Folders of this repository that are in the package too, below it.
+PRESETS, SHIPPED = "configs", ("configs", "assets")
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(path: str | Path) -> Path:
+    """`path`, or where nothing is there what the package, or its checkout, has under that name.
+
+    Args:
+        path: from here, or in this repository, such as `configs/deepspeed/zero2.json` and `assets/tiny-llava`.
+    """
+    path = Path(path)
+    if path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts and not os.path.lexists(path):
+        roots = [PACKAGE, *([PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").is_file() else [])]
+        return next((root / path for root in roots if (root / path).exists()), path)
+    return path
+
 
 class _CoreLoader(yaml.SafeLoader):
     """YAML 1.2's core schema: `no`, `on`, `12:30` and `2024-01-01` are words, `1e-5` is a number."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {}
+
+
+class _CoreDumper(yaml.SafeDumper):
+    """Puts in quotes what the loader above would not read as text."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list]] = {}
 
@@ -31,7 +54,8 @@ for _tag, _pattern, _first in (
     ),
     ("merge", r"<<", ["<"]),
 ):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _schema in (_CoreLoader, _CoreDumper):
+        _schema.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -49,6 +73,11 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_CoreLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not valid YAML ({' '.join(str(error).split())}); correct it.") from error
+
+
+def write_yaml(path: str | Path, values: dict[str, Any]) -> None:
+    """Write a mapping that `read_yaml_mapping` reads as the same; errors as `write_atomically`."""
+    write_atomically(path, yaml.dump(values, Dumper=_CoreDumper, sort_keys=True, allow_unicode=True))
 
 
 def read_yaml_mapping(path: str | Path, what: str = "configuration") -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -13,14 +11,16 @@ from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuida
 from transformers.utils import ModelOutput
 
 from .assisted import DraftsAfterPrompt, assistant_arguments, check_drafts
-from .cache import SparseCache, require_sparse_cache, seen_tokens
+from .cache import SparseCache, require_sparse_cache
+from .call_arguments import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, configured_arguments, given_arguments
 from .generation_record import GenerationRecord, RecordedStops
-from .options import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, SparsityOptions, given_arguments
-from .padding import move_padding_left
+from .options import SparsityOptions
+from .padding import move_padding_left, repeat_by_row
 from .statistics import SparsityStatistics
 
 BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 CACHES = (None, "dynamic", "static", "offloaded")
+OF_STOPPING = ("tokenizer", "assistant_tokenizer")
 # Those that say how it learns or is scored; `generate` counts for itself what was generated.
 NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "skip_logits", "num_generated", *TRAINING_ARGUMENTS)
 
@@ -42,7 +42,8 @@ class DynamicGenerationMixin:
         return_sparsity: bool = False,
         **kwargs,
     ):
-        """As `GenerationMixin.generate`, which see; also takes the per-call arguments of `forward`.
+        """As `GenerationMixin.generate`, which see; also takes the per-call arguments of `forward`, which may stand in
+        a `GenerationConfig` too (`call_arguments.configured_arguments`).
 
         Args:
             return_sparsity: return a `ModelOutput` whose `sparsity` says what was kept; needs the cache.
@@ -62,7 +63,6 @@ class DynamicGenerationMixin:
             raise ValueError(f"{', '.join(idle)} of forward: generate makes no use of it. Leave it out.")
         if kwargs.get("past_key_values") is not None:
             require_sparse_cache(kwargs["past_key_values"])
-        SparsityOptions.resolve(self.config.sparsity, training=False, call=_per_call(kwargs))
         move_padding_left(kwargs)
         # Counted up behind every pass by `_update_model_kwargs_for_generation`.
         kwargs["num_generated"] = 0
@@ -78,6 +78,19 @@ class DynamicGenerationMixin:
             raise ValueError("return_sparsity=True reads the SparseCache; leave out use_cache=False.")
         output["sparsity"] = SparsityStatistics.of_generation(cache, record, output.get("beam_indices"), prompt_mask)
         return output
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """As `GenerationMixin`; the per-call arguments are the model's, in whichever of the two they stand."""
+        explicit = given_arguments(kwargs, GENERATE_ARGUMENTS)
+        rest = {name: value for name, value in kwargs.items() if name not in GENERATE_ARGUMENTS}
+        config, model_kwargs = super()._prepare_generation_config(generation_config, **rest)
+        call = {**configured_arguments(config), **explicit}
+        SparsityOptions.resolve(self.config.sparsity, training=False, call=call)
+        for name in GENERATE_ARGUMENTS:
+            config.__dict__.pop(name, None)
+        return config, {**model_kwargs, **call}
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """As `GenerationMixin`, which knows the named arguments of `forward` alone."""
@@ -100,7 +113,7 @@ class DynamicGenerationMixin:
         max_cache_length: int,
     ) -> None:
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
-            check_drafts(generation_config, started=seen_tokens(model_kwargs.get("past_key_values")) > 0)
+            check_drafts(generation_config, started=getattr(model_kwargs.get("past_key_values"), "started", False))
         self._check_chunks(generation_config, model_kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
@@ -135,7 +148,9 @@ class DynamicGenerationMixin:
     def prepare_inputs_for_generation(
         self, input_ids: Tensor | None, *args, inputs_embeds: Tensor | None = None, num_generated: int = 0, **kwargs
     ) -> dict[str, Any]:
-        if kwargs.get("past_key_values") is not None and not seen_tokens(kwargs["past_key_values"]):
+        # Handed on to every pass, though only the stopping criteria read them.
+        kwargs = {name: value for name, value in kwargs.items() if name not in OF_STOPPING}
+        if kwargs.get("past_key_values") is not None and not kwargs["past_key_values"].started:
             # transformers lets no assistant see the pictures.
             kwargs["is_first_iteration"] = True
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
@@ -198,10 +213,10 @@ class DynamicGenerationMixin:
         if expand_size > 1 and input_ids is not None:
             tokens = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
             if pixel_values is not None:
-                model_kwargs["pixel_values"] = _repeat_by_row(pixel_values, tokens, expand_size)
+                model_kwargs["pixel_values"] = repeat_by_row(pixel_values, tokens, expand_size)
             if "image" in encoded:
                 features = encoded["image"].pooler_output
-                encoded["image"].pooler_output = _repeat_by_row(features, tokens, expand_size)
+                encoded["image"].pooler_output = repeat_by_row(features, tokens, expand_size)
                 model_kwargs["mm_encoder_outputs"] = encoded
         return expanded, model_kwargs
 
@@ -231,15 +246,3 @@ class _GuidancePass:
         number = min(self.generated, input_ids.shape[1])
         self.generated += 1
         return self.model(input_ids, num_generated=number, **kwargs, **self.per_call)
-
-
-def _repeat_by_row(pictures: Tensor | Sequence[Tensor], tokens: Sequence[int], times: int) -> Any:
-    """The pictures of a batch, those of each row `times` times in a run; `tokens` are the image tokens of each row."""
-    if not sum(tokens):
-        # `forward` says that nothing asks for these pictures.
-        return pictures
-    ends = [len(pictures) * seen // sum(tokens) for seen in accumulate(tokens)]
-    order = [n for start, end in pairwise([0, *ends]) for _ in range(times) for n in range(start, end)]
-    if isinstance(pictures, Tensor):
-        return pictures[torch.tensor(order, dtype=torch.long, device=pictures.device)]
-    return [pictures[n] for n in order]

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from .call_arguments import GENERATE_ARGUMENTS, given_arguments
 from .generation_file import read_generation_config, unset_idle
 from .model_card import write_model_card
 from .reading import regular_file
@@ -96,10 +97,19 @@ class DynamicLoadingMixin:
         return model
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
-        """As `PreTrainedModel.save_pretrained`, with a model card where there is none."""
+        """As `PreTrainedModel.save_pretrained`, with the code of the model and a model card where there is none."""
+        generation = getattr(self, "generation_config", None)
+        if generation is not None and given_arguments(vars(generation), GENERATE_ARGUMENTS):
+            # A file with this mark would be read without what transformers does not know.
+            generation._from_model_config = False
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
-            write_model_card(save_directory, self.config)
+            write_model_card(save_directory, self.config, base=self.name_or_path)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        """As `PushToHubMixin`, which would put an empty form in the place of the card."""
+        write_model_card(working_dir, self.config, base=self.name_or_path)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 def _check_loaded(name: str, model, info: dict) -> list[str]:

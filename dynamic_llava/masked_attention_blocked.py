@@ -40,7 +40,7 @@ def blocked_masked_softmax(
     keep_mask: Tensor,
     present: Tensor,
     scaling: float,
-    estimator: str = "bounded",
+    estimator: str | Tensor = "bounded",
     block: int = BLOCK,
 ) -> Tensor:
     """Attention by MaskedSoftmax (paper, Eq. 7): key j counts for query i iff j is kept or j == i, and j <= i.
@@ -126,14 +126,19 @@ def _through_kept(columns: _Columns, asking: Tensor, upper: Tensor, key: Tensor,
 
 
 def _through_dropped(
-    columns: _Columns, asking: Tensor, upper: Tensor, key: Tensor, value: Tensor, estimator: str
+    columns: _Columns, asking: Tensor, upper: Tensor, key: Tensor, value: Tensor, estimator: str | Tensor
 ) -> Tensor:
     """`(B, N)` gradient of the gates of dropped columns."""
     keys, values = columns.of(key), columns.of(value)
     summed = torch.zeros_like(values)
+    if isinstance(estimator, Tensor):
+        exact = estimator.gather(1, columns.index)[:, None, None]
     for now, width, unseen in columns.blocks():
         scores = _hide(_rows(asking, now) @ keys[:, :, :width].transpose(2, 3), unseen)
-        weights = scores.exp_() if estimator == "exact" else scores.sigmoid_()
+        if isinstance(estimator, Tensor):
+            weights = torch.where(exact[..., :width], scores.exp(), scores.sigmoid_())
+        else:
+            weights = scores.exp_() if estimator == "exact" else scores.sigmoid_()
         summed[:, :, :width] += weights.transpose(2, 3) @ _rows(upper, now)
     return columns.gates(summed, values)
 

@@ -65,7 +65,7 @@ def run_kernel(
     keep_mask: Tensor,
     present: Tensor,
     scaling: float,
-    estimator: str,
+    estimator: str | Tensor,
 ) -> Tensor:
     """MaskedSoftmax by the kernel that `choose_kernel` gave; arguments as for `blocked_masked_softmax`."""
     if kernel == "blocked":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .masked_softmax import check_estimator
+from .masked_softmax import check_estimator, column_states
 
 # In a `try` of its own: what transformers reads of a checkpoint's code would else ask every machine for it.
 try:
@@ -92,7 +92,8 @@ def _backward_columns(
     k = _tile(key, batch, kv_head, columns, k_b, k_h, k_n, length, HEAD)
     v = _tile(value, batch, kv_head, columns, v_b, v_h, v_n, length, HEAD)
     stays = tl.load(kept + batch * length + columns, mask=inside, other=0) != 0
-    there = tl.load(present + batch * length + columns, mask=inside, other=0) != 0
+    state = tl.load(present + batch * length + columns, mask=inside, other=0)
+    is_present = state != 0
     sum_key = tl.zeros([COLUMNS, HEAD], tl.float32)
     sum_value = tl.zeros([COLUMNS, HEAD], tl.float32)
     sum_gate = tl.zeros([COLUMNS], tl.float32)
@@ -116,8 +117,9 @@ def _backward_columns(
             if GATES:
                 own = tl.exp(shifted)
                 if BOUNDED:
-                    own = tl.where(stays[:, None], own, 1.0 / (1.0 + tl.exp(-shifted)))
-                judged = before & there[:, None] & (rows[None, :] < length)
+                    unbounded = stays | (state > 1)
+                    own = tl.where(unbounded[:, None], own, 1.0 / (1.0 + tl.exp(-shifted)))
+                judged = before & is_present[:, None] & (rows[None, :] < length)
                 sum_gate += tl.sum(tl.where(judged, own * gap, 0.0), 1)
     _store(grad_key, sum_key, batch, kv_head, columns, dk_b, dk_h, dk_n, length, HEAD)
     _store(grad_value, sum_value, batch, kv_head, columns, dv_b, dv_h, dv_n, length, HEAD)
@@ -175,7 +177,7 @@ def triton_masked_softmax(
     keep_mask: Tensor,
     present: Tensor,
     scaling: float,
-    estimator: str = "bounded",
+    estimator: str | Tensor = "bounded",
 ) -> Tensor:
     """As `blocked_masked_softmax`, for what `masked_attention_kernels.unsupported` lets through.
 
@@ -208,13 +210,13 @@ class _Fused(torch.autograd.Function):
         grad = _rows_together(grad.to(query.dtype))
         delta = (grad.float() * output.float()).sum(-1)
         grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        gates = ctx.needs_input_grad[3]
+        gates, bounded = ctx.needs_input_grad[3], isinstance(ctx.estimator, Tensor) or ctx.estimator == "bounded"
         gate = lse.new_zeros(key.shape[:3]) if gates else lse
         tiles, launch = (make(query.dtype, query.shape[-1]) for make in (tile_options, launch_options))
         sizes, inputs = _sizes(query, key), (query, key, value)
         _backward_columns[_grid(key, tiles["COLUMNS"])](
-            *inputs, kept, present.to(torch.int8).contiguous(), lse, delta, grad, *grads[1:], gate, ctx.scaling, *sizes,
-            *_strides(*inputs, grad, *grads[1:]), GATES=gates, BOUNDED=ctx.estimator == "bounded", **tiles, **launch,
+            *inputs, kept, column_states(present, ctx.estimator), lse, delta, grad, *grads[1:], gate, ctx.scaling,
+            *sizes, *_strides(*inputs, grad, *grads[1:]), GATES=gates, BOUNDED=bounded, **tiles, **launch,
         )  # fmt: skip
         _backward_rows[_grid(query, tiles["ROWS"])](
             *inputs, kept, lse, delta, grad, grads[0], ctx.scaling, *sizes, *_strides(*inputs, grad, grads[0]),

@@ -8,7 +8,7 @@ from torch import Tensor
 from .sparsity_config import GATE_ESTIMATORS
 
 
-def gate_weights(scores: Tensor, lse: Tensor, visible: Tensor, estimator: str) -> Tensor:
+def gate_weights(scores: Tensor, lse: Tensor, visible: Tensor, estimator: str | Tensor) -> Tensor:
     """Weight `w_ij` with which column j enters the gradient of its gate (see `masked_softmax`).
 
     Args:
@@ -16,11 +16,14 @@ def gate_weights(scores: Tensor, lse: Tensor, visible: Tensor, estimator: str) -
         lse: `(..., N, 1)` log-sum-exp over the visible columns.
         visible: bool, broadcastable to `scores`.
         estimator: `exact` is `exp(s - lse)` everywhere, the derivative of Eq. 7; `bounded` replaces it for
-            dropped columns by `sigmoid(s - lse)`, the weight the column would have if it were kept.
+            dropped columns by `sigmoid(s - lse)`, the weight the column would have if it were kept. `(B, N)` bool takes
+            `exact` for the columns where it is true, `bounded` for the others.
     """
     gap = scores - lse
-    if estimator == "exact":
+    if isinstance(estimator, str) and estimator == "exact":
         return gap.exp()
+    if isinstance(estimator, Tensor):
+        visible = visible | estimator[:, None, None, :]
     return torch.where(visible, gap.exp(), gap.sigmoid())
 
 
@@ -28,7 +31,7 @@ class _MaskedSoftmax(torch.autograd.Function):
     """Softmax over the visible columns; the backward also gives the gradient of the gates."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, keep_mask: Tensor, causal: Tensor, estimator: str) -> Tensor:
+    def forward(ctx, scores: Tensor, keep_mask: Tensor, causal: Tensor, estimator: str | Tensor) -> Tensor:
         visible = visible_columns(keep_mask, causal)
         masked = scores.masked_fill(~visible, float("-inf"))
         lse = masked.logsumexp(dim=-1, keepdim=True)
@@ -68,14 +71,14 @@ def visible_columns(keep_mask: Tensor, causal: Tensor) -> Tensor:
     return (causal & (keep_mask.detach() > 0.5)[:, None, None, :]) | diagonal
 
 
-def masked_softmax(scores: Tensor, keep_mask: Tensor, causal: Tensor, estimator: str = "bounded") -> Tensor:
+def masked_softmax(scores: Tensor, keep_mask: Tensor, causal: Tensor, estimator: str | Tensor = "bounded") -> Tensor:
     """MaskedSoftmax (paper, Eq. 7, epsilon 0): softmax over kept columns and the diagonal, with gate gradients.
 
     Args:
         scores: `(B, H, N, N)` float32 attention scores.
         keep_mask: `(B, N)` float, exactly 0 or 1; receives a gradient.
         causal: `(B or 1, 1, N, N)` bool, true where key j is neither in the future of i nor padding.
-        estimator: gradient of the gates of dropped columns, `bounded` or `exact` (see `gate_weights`).
+        estimator: gradient of the gates of dropped columns, see `gate_weights`.
 
     Returns:
         `(B, H, N, N)` float32 weights; each row sums to 1.
@@ -87,7 +90,13 @@ def masked_softmax(scores: Tensor, keep_mask: Tensor, causal: Tensor, estimator:
     return _MaskedSoftmax.apply(scores, keep_mask, causal, estimator)
 
 
-def check_estimator(estimator: str) -> None:
-    """Raise `ValueError` unless `estimator` is one of `GATE_ESTIMATORS`."""
-    if estimator not in GATE_ESTIMATORS:
+def check_estimator(estimator: str | Tensor) -> None:
+    """Raise `ValueError` unless `estimator` is one of `GATE_ESTIMATORS`, or says for each column which."""
+    if not isinstance(estimator, Tensor) and estimator not in GATE_ESTIMATORS:
         raise ValueError(f"Unknown gate_estimator {estimator!r}; use one of {', '.join(GATE_ESTIMATORS)}.")
+
+
+def column_states(present: Tensor, estimator: str | Tensor) -> Tensor:
+    """`(B, N)` int8 for kernels: 0 at padding, 2 at columns that take `exact` where others do not, 1 elsewhere."""
+    states = present.to(torch.int8)
+    return (states * (1 + estimator) if isinstance(estimator, Tensor) else states).contiguous()

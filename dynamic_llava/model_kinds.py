@@ -38,7 +38,7 @@ NAMES = {
     "clip": "CLIP",
     "clip_vision_model": "CLIP vision tower",
 }
-_REMEDY = "Dynamic-LLaVA takes LLaVA-1.5 on Llama and Dynamic-LLaVA; pass one of these"
+_REMEDY = "Dynamic-LLaVA takes LLaVA-1.5 on Llama, Mistral, Qwen2 or Qwen3, and Dynamic-LLaVA; pass one of these"
 
 
 def is_published(config: dict[str, Any]) -> bool:
@@ -66,7 +66,7 @@ def check_kind(config: dict[str, Any], name: str) -> None:
         if not isinstance(config.get(part), dict):
             raise ValueError(f"{name}: {part} of config.json must be an object, got {config.get(part)!r}.")
     text = config["text_config"].get("model_type", "llama")
-    if text != "llama":
+    if text not in DECODERS:
         raise ValueError(f"{name} is a LLaVA on {text!r} (text_config.model_type); {_REMEDY}.")
 
 

@@ -31,6 +31,7 @@ from .call_checks import (
 )
 from .compat import slice_logits_to_keep
 from .configuration_dynamic_llava import DynamicLlavaConfig
+from .decisions import weighted_losses
 from .functional import gather_kept, pack_left
 from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
@@ -44,7 +45,7 @@ from .token_masks import IGNORE_INDEX, check_position_ids, find_masks, shifted_l
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .options import CallArguments
+    from .call_arguments import CallArguments
 
 # Arguments of the call that concern the tower.
 TOWER_ARGUMENTS = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
@@ -166,8 +167,8 @@ class DynamicLlavaForConditionalGeneration(
         - training draws keep masks and adds their budget losses;
         - `from_pretrained` also takes stock LLaVA-1.5 folders, with new predictors.
 
-    Arguments of `forward` beside those of the stock class are `options.CallArguments`, which say what the call drops,
-    and:
+    Arguments of `forward` beside those of the stock class are `call_arguments.CallArguments`, which say what the call
+    drops, and:
         labels: `(B, N)` long, -100 where ignored. The output tokens of a row are those after its last -100.
         num_generated: how many of this call's last tokens are the model's own output; None: the single token of a call
             on a cache that has started, else none. `generate` says it in each of its passes.
@@ -239,8 +240,8 @@ class DynamicLlavaForConditionalGeneration(
         loss = lm_loss = None
         if labels is not None:
             loss = lm_loss = self._lm_loss(logits, targets, num_items_in_batch)
-            for name in (name for name in decided if name.endswith("budget_loss") and decided[name] is not None):
-                loss = loss + self.config.sparsity.budget_weight * decided[name]
+            for part in weighted_losses(decided, self.config.sparsity):
+                loss = loss + part
         logits = None if skip_logits else logits
         return DynamicLlavaOutput(loss=loss, lm_loss=lm_loss, logits=logits, **stock, **decided)
 
@@ -282,3 +283,6 @@ class DynamicLlavaForConditionalGeneration(
 
 
 register_classes(DynamicLlavaConfig, DynamicLlavaModel, DynamicLlavaForConditionalGeneration)
+# Saving them saves their code too (`carried_code`).
+DynamicLlavaModel.register_for_auto_class("AutoModel")
+DynamicLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

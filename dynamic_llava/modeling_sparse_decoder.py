@@ -13,7 +13,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache import SparseCache, seen_tokens
-from .decisions import Decision, chosen_from, decide, draw, split_computed
+from .decisions import Decision, chosen_from, decide, draw, gate_estimator, split_computed
 from .functional import gather_kept, pack_left, scale_gradient, scatter_kept
 from .masked_attention import backend_mask, causal_visible, dense_mask, gated_implementation, training_mask
 from .masked_attention_kernels import choose_kernel
@@ -101,6 +101,7 @@ class SparseDecoderMixin:
             decision = draw(self, hidden, tokens, options)
             gates = decision.gates(torch.ones(hidden.shape[:2], device=hidden.device))
             run = self._pruned if self.sparsity.sparse_training == "pruned" else self._gated
+            kwargs["gate_estimator"] = gate_estimator(self.sparsity, tokens)
             hidden = run(hidden, gates, tokens, (position_ids, rotary), decision=decision, **kwargs)
         else:
             masks, positions = (causal_mask, attention_mask), (position_ids, rotary)
@@ -144,8 +145,7 @@ class SparseDecoderMixin:
         sparse = self.layers[self.sparsity.sparse_layer :]
         if self.config._attn_implementation != "eager":
             kwargs["masked_kernel"] = choose_kernel(self.sparsity.masked_kernel, hidden, sparse[0].self_attn.head_dim)
-        estimator = self.sparsity.gate_estimator
-        return self._run(sparse, hidden, mask, positions[1], keep_mask=gates, gate_estimator=estimator, **kwargs)
+        return self._run(sparse, hidden, mask, positions[1], keep_mask=gates, **kwargs)
 
     def _pruned(
         self, hidden: Tensor, gates: Tensor, tokens: TokenMasks, positions: Positions, decision: Decision, **kwargs
@@ -171,6 +171,8 @@ class SparseDecoderMixin:
         decision.computed = computed
         index, valid, _ = pack_left(computed)
         positions = (None, self._packed_rotary(hidden, positions[0], index))
+        if isinstance(kwargs["gate_estimator"], Tensor):
+            kwargs["gate_estimator"] = kwargs["gate_estimator"].gather(1, index)
         packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
         return scatter_kept(packed, index, valid, torch.zeros_like(hidden))
 

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from transformers.utils import logging
 
+from .call_arguments import CALL_ARGUMENTS, check_values, given_arguments
+from .offsets import offset_at
 from .rules import LEARNED, LEARNED_OUTPUT, ImageRule, OutputRule, find_image_rule, find_output_rule
-from .sparsity_config import KINDS, SparsityConfig, check_image_selection, check_keep_rate
+from .sparsity_config import KINDS, SparsityConfig
 
 logger = logging.get_logger(__name__)
-
-# Logits over less than this are infinite.
-LEAST_TAU = 1e-6
-
-
-class CallArguments(TypedDict, total=False):
-    """What `forward` takes beside the arguments of stock LLaVA, and `generate` too but for the last two.
-
-    Attributes:
-        image_keep_rate: fraction of image tokens kept in this call, in (0, 1]; else the configuration's. In training
-            the rate of the budget, as `output_keep_rate` is.
-        image_selection: `topk` or `threshold` in this call.
-        image_selector, output_selector: `predictor`, the name of another rule such as `random`, `my_module:MyRule`, or
-            the rule itself (`rules`).
-        output_sparsity: False keeps all output tokens in this call.
-        output_keep_rate: drive each row's kept fraction of output tokens to this value, in (0, 1], by an online
-            threshold on the keep probability (`functional.steered_keep_mask`); else the decisions are as learned.
-        gumbel_tau: temperature of the draws in training.
-        elastic: in training, shift the keep logits of each row to the keep rates of this call
-            (`functional.match_keep_rate`), so that one checkpoint learns to serve many rates.
-    """
-
-    image_keep_rate: float | None
-    image_selection: str | None
-    image_selector: str | ImageRule
-    output_selector: str | OutputRule
-    output_sparsity: bool | None
-    output_keep_rate: float | None
-    gumbel_tau: float
-    elastic: bool
-
-
-CALL_ARGUMENTS = tuple(CallArguments.__annotations__)
-TRAINING_ARGUMENTS = ("gumbel_tau", "elastic")
-GENERATE_ARGUMENTS = tuple(name for name in CALL_ARGUMENTS if name not in TRAINING_ARGUMENTS)
-
-
-def given_arguments(kwargs: Mapping[str, Any], names: Collection[str] = CALL_ARGUMENTS) -> dict[str, Any]:
-    """Those of `kwargs` that are given and among `names`."""
-    return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
 
 
 @dataclass(frozen=True)
@@ -73,6 +33,7 @@ class SparsityOptions:
         kinds: the kinds of tokens that are judged, by name.
         image_rule, output_rule: who judges them in inference.
         drive_output: whether output tokens are driven to their rate.
+        output_offset: by what the first keep logit is shifted to do so; None steers online.
         training, gumbel_tau, elastic: whether and how masks are drawn.
     """
 
@@ -80,6 +41,7 @@ class SparsityOptions:
     image_rule: ImageRule
     output_rule: OutputRule
     drive_output: bool
+    output_offset: float | None
     training: bool
     gumbel_tau: float
     elastic: bool
@@ -91,11 +53,11 @@ class SparsityOptions:
         """Check a call's `CallArguments` and fill the rest from `sparsity`.
 
         Raises:
-            ValueError: a rate outside (0, 1], a temperature below `LEAST_TAU`, an unknown selection or selector, an
+            ValueError: a rate outside (0, 1], a temperature that is none, an unknown selection or selector, an
                 argument that could have no effect: of a predictor that is off, of inference in training or the reverse.
         """
         call = dict(call or {})
-        _check_values(call)
+        check_values(call)
         selector, selection = call.get("image_selector", LEARNED), call.get("image_selection")
         output_selector, output_rate = call.get("output_selector", LEARNED), call.get("output_keep_rate")
         image_rule = find_image_rule(selector, sparsity.image_selection if selection is None else selection)
@@ -114,6 +76,7 @@ class SparsityOptions:
             image_rule=image_rule,
             output_rule=output_rule,
             drive_output=output_rate is not None,
+            output_offset=_output_offset(sparsity, call),
             training=training,
             gumbel_tau=float(call.get("gumbel_tau", 1.0)),
             elastic=call.get("elastic", False),
@@ -179,12 +142,18 @@ class SparsityOptions:
         if not self.training and rate is not None and _ignores_rate(self.image_rule):
             raise ValueError(
                 f"image_keep_rate={rate}: image_selection='threshold' keeps what is more likely kept. Leave the rate "
-                "out, or pass image_selection='topk'."
+                "out, or pass image_selection='topk' or 'diverse'."
             )
         if "output" not in self.kinds and self.drive_output and call["output_keep_rate"] < 1:
             raise ValueError(
                 f"output_keep_rate={call['output_keep_rate']}: this call drops no output tokens (output_predictor is "
                 "off, or output_sparsity=False). Leave it out."
+            )
+        control = call.get("output_rate_control")
+        if control is not None and (not self.drive_output or self.training or "output_selector" in selectors):
+            raise ValueError(
+                f"output_rate_control={control!r} says how the output predictor meets output_keep_rate in inference; "
+                "pass this too, with no output_selector, or leave it out."
             )
         if "output" not in self.kinds and "output_selector" in selectors:
             raise ValueError(
@@ -197,18 +166,20 @@ class SparsityOptions:
             raise ValueError("elastic=True is for training; pass image_keep_rate or output_keep_rate alone.")
 
 
-def _check_values(call: Mapping[str, Any]) -> None:
-    for name in ("image_keep_rate", "output_keep_rate"):
-        if name in call:
-            check_keep_rate(name, call[name])
-    if "image_selection" in call:
-        check_image_selection(call["image_selection"])
-    tau, elastic = call.get("gumbel_tau", 1.0), call.get("elastic", False)
-    real = isinstance(tau, Real) and not isinstance(tau, bool)
-    if not real or not LEAST_TAU <= tau <= sys.float_info.max:
-        raise ValueError(f"gumbel_tau must be a finite number of at least {LEAST_TAU:g}, got {tau!r}.")
-    if not isinstance(elastic, bool):
-        raise ValueError(f"elastic is True or False, got {elastic!r}.")
+def _output_offset(sparsity: SparsityConfig, call: Mapping[str, Any]) -> float | None:
+    """What is added to the first keep logit to meet a call's rate; `ValueError` where the table does not say it."""
+    rate, control = call.get("output_keep_rate"), call.get("output_rate_control")
+    if rate in (None, 1) or control == "steered":
+        return None
+    offset = offset_at(sparsity.output_offsets, float(rate))
+    if offset is None and control == "offset":
+        rates = list(sparsity.output_offsets)
+        raise ValueError(
+            "output_rate_control='offset': this checkpoint has "
+            + (f"offsets from {rates[0]} to {rates[-1]}, not for {rate}" if rates else "no offsets")
+            + ". Make them (dynamic-llava checkpoints calibrate), or pass output_rate_control='steered'."
+        )
+    return offset
 
 
 def _is_learned(selector: Any) -> bool:

@@ -30,8 +30,10 @@ class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
     """Output of `DynamicLlavaForConditionalGeneration`.
 
     Changes from `LlavaCausalLMOutputWithPast`:
-        lm_loss: scalar, next-token loss alone; `loss` adds the weighted budgets in training.
+        lm_loss: scalar, next-token loss alone; `loss` adds the weighted budgets and entropies in training.
         image_budget_loss, output_budget_loss, instruct_budget_loss: scalars, unweighted, in training.
+        image_keep_entropy, output_keep_entropy, instruct_keep_entropy: scalars, unweighted, in training with
+            `keep_entropy_weight`.
         image_keep_mask, output_keep_mask, instruct_keep_mask: `(B, N)`, 1 where that predictor keeps the token or does
             not judge it; None where it judged nothing in this call.
         image_keep_logits, output_keep_logits, instruct_keep_logits: `(B, tokens of that kind, 2)`, rows packed to the
@@ -45,6 +47,9 @@ class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
     image_budget_loss: Tensor | None = None
     output_budget_loss: Tensor | None = None
     instruct_budget_loss: Tensor | None = None
+    image_keep_entropy: Tensor | None = None
+    output_keep_entropy: Tensor | None = None
+    instruct_keep_entropy: Tensor | None = None
     image_keep_mask: Tensor | None = None
     output_keep_mask: Tensor | None = None
     instruct_keep_mask: Tensor | None = None

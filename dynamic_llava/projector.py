@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from .configuration_dynamic_llava import DynamicLlavaConfig
 
 
 class MultiModalProjector(LlavaMultiModalProjector):
@@ -13,7 +14,7 @@ class MultiModalProjector(LlavaMultiModalProjector):
     Changes from `LlavaMultiModalProjector`: any number of layers (LLaVA's `linear` is 1, `mlpNx_gelu` is N).
     """
 
-    def __init__(self, config: LlavaConfig) -> None:
+    def __init__(self, config: DynamicLlavaConfig) -> None:
         super().__init__(config)
         hidden = config.text_config.hidden_size
         self.num_layers = config.projector_layers

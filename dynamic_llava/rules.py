@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from .diversity import diverse_scores
 from .functional import (
     STEERING_SIZE,
     keep_counts,
@@ -40,6 +41,7 @@ class Evidence:
         valid: `(B, N)` bool.
         rate: the fraction that is to be kept, in (0, 1].
         driven: whether a call has asked for this rate; if not, a learned rule of output tokens decides by itself.
+        offset: what a learned rule of output tokens adds to the first keep logit to meet the rate; None steers online.
         columns: `(B, N)` long, where each token stands in the call's sequence; None where the call is one token a row.
         keep_logits: `(B, N, 2)` of the checkpoint's predictor, index 0 means keep; for rules that need it.
         features: `(B, N, D)` the tokens as they enter the decoder, of images their projected features; for rules that
@@ -52,6 +54,7 @@ class Evidence:
     valid: Tensor
     rate: float
     driven: bool
+    offset: float | None = None
     columns: Tensor | None = None
     keep_logits: Tensor | None = None
     features: Tensor | None = None
@@ -101,6 +104,15 @@ class TopK:
         return keep_scores(evidence.keep_logits)
 
 
+class Diverse:
+    """The image tokens that are likely kept and unlike likelier ones, as many as the rate says (`diversity`)."""
+
+    needs = frozenset({"keep_logits"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        return diverse_scores(keep_scores(evidence.keep_logits), evidence.hidden, evidence.valid)
+
+
 class Threshold:
     """The image tokens that the predictor more likely keeps than not (paper, Eq. 5), whatever the rate."""
 
@@ -112,21 +124,24 @@ class Threshold:
 
 
 class Learned:
-    """Output tokens as the predictor decides them (paper, Eq. 5), or with its threshold driven to a rate."""
+    """Output tokens as the predictor decides them (paper, Eq. 5), or with its threshold moved to meet a rate."""
 
     needs = frozenset({"keep_logits"})
     state_size = STEERING_SIZE
 
     def keep(self, evidence: Evidence, state: Tensor) -> tuple[Tensor, Tensor]:
         logits = evidence.keep_logits
-        if evidence.driven and evidence.rate < 1:
+        if not evidence.driven or evidence.rate == 1:
+            keep = logits[..., 0] > logits[..., 1]
+            return torch.ones_like(keep) if evidence.driven else keep, state
+        if evidence.offset is None:
             return steered_keep_mask(logits, evidence.valid, evidence.rate, state)
-        keep = logits[..., 0] > logits[..., 1]
-        return torch.ones_like(keep) if evidence.driven else keep, state
+        # In float32: 16 bits would round the offset away.
+        return logits[..., 0].float() + evidence.offset > logits[..., 1].float(), state
 
 
 #: Learned rules of image tokens by `image_selection`.
-LEARNED_IMAGES: dict[str, ImageRule] = {"topk": TopK(), "threshold": Threshold()}
+LEARNED_IMAGES: dict[str, ImageRule] = {"topk": TopK(), "threshold": Threshold(), "diverse": Diverse()}
 LEARNED_OUTPUT: OutputRule = Learned()
 #: All other rules by name; `dynamic_llava.selection` adds its own.
 IMAGE_RULES: dict[str, ImageRule] = {}

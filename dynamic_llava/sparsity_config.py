@@ -9,15 +9,27 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
+from .offsets import checked_offsets
 from .values import MOST_SIZE, is_finite
 
-IMAGE_SELECTIONS = ("topk", "threshold")
+IMAGE_SELECTIONS = ("topk", "threshold", "diverse")
+OUTPUT_RATE_CONTROLS = ("offset", "steered")
+BUDGETS_ON = ("sampled", "argmax")
 GATE_ESTIMATORS = ("bounded", "exact")
 SPARSE_TRAINING = ("masked", "pruned")
 MASKED_KERNELS = ("auto", "triton", "blocked")
 #: Kinds of tokens that can be judged; each has a predictor of its own.
 KINDS = ("image", "output", "instruct")
 PREDICTOR_NAMES = tuple(f"{kind}_predictor" for kind in KINDS)
+_WORDS = {
+    "image_selection": IMAGE_SELECTIONS,
+    "budget_on": BUDGETS_ON,
+    "gate_estimator": GATE_ESTIMATORS,
+    "image_gate_estimator": GATE_ESTIMATORS,
+    "output_gate_estimator": GATE_ESTIMATORS,
+    "sparse_training": SPARSE_TRAINING,
+    "masked_kernel": MASKED_KERNELS,
+}
 
 
 def check_keep_rate(name: str, value: float) -> float:
@@ -27,10 +39,10 @@ def check_keep_rate(name: str, value: float) -> float:
     return float(value)
 
 
-def check_image_selection(value: str) -> str:
-    """Return `value`, or raise `ValueError` when it is not one of `IMAGE_SELECTIONS`."""
-    if value not in IMAGE_SELECTIONS:
-        raise ValueError(f"image_selection must be one of {', '.join(IMAGE_SELECTIONS)}, got {value!r}.")
+def check_word(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Return `value`, or raise `ValueError` when it is not one of the words `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
     return value
 
 
@@ -44,14 +56,23 @@ class SparsityConfig:
         output_keep_rate: fraction of output tokens kept, in (0, 1].
         image_predictor: whether image tokens are dropped.
         output_predictor: whether output tokens are dropped.
-        image_selection: `topk` keeps `int(n * image_keep_rate)` tokens, `threshold` those more likely kept (Eq. 5).
+        image_selection: `topk` keeps the `int(n * image_keep_rate)` likeliest tokens, `diverse` as many that are likely
+            kept and unlike likelier ones (`diversity`), `threshold` those more likely kept than not (Eq. 5).
+        output_offsets: what a call adds to the first logit of the output predictor to keep a fraction of the output
+            tokens, by that fraction; `dynamic-llava checkpoints calibrate` finds it. Empty: calls are steered online.
         predictor_dim: width of both predictors.
         predictor_num_heads, predictor_ffn_dim, predictor_num_layers: the ViT blocks of the image predictor.
         budget_weight: weight of the two budget losses beside the LM loss.
+        budget_on: of tokens whose fate their keep logits alone decide in inference (all but images by rate), what the
+            budget counts: those `sampled` in training (paper), or the decisions of inference (`argmax`), with the
+            gradient of the keep probability.
+        keep_entropy_weight: weight of the mean entropy of the keep probabilities of these tokens in the loss; it moves
+            them away from one half, where draws and decisions differ.
         min_output_length: answers shorter than this are kept whole in training.
         gate_estimator: gradient of the gates of dropped columns, `bounded` or `exact` (`masked_softmax.gate_weights`).
+        image_gate_estimator, output_gate_estimator: that of image and of output tokens; None is `gate_estimator`.
         masked_kernel: how MaskedSoftmax runs in training with every attention but eager: `triton`, `blocked` (plain
-            torch) or `auto` (`masked_kernels.choose_kernel`).
+            torch) or `auto` (`masked_attention_kernels.choose_kernel`).
         sparse_training: `masked` keeps every token in training and hides dropped ones by MaskedSoftmax (paper);
             `pruned` lets dropped image (and instruct) tokens leave the sparse layers, at little more than the cost of
             inference. Gates of tokens that left get no gradient.
@@ -82,8 +103,12 @@ class SparsityConfig:
     predictor_ffn_dim: int = 2048
     predictor_num_layers: int = 2
     budget_weight: float = 100.0
+    budget_on: str = "sampled"
+    keep_entropy_weight: float = 0.0
     min_output_length: int = 50
     gate_estimator: str = "bounded"
+    image_gate_estimator: str | None = None
+    output_gate_estimator: str | None = None
     masked_kernel: str = "auto"
     sparse_training: str = "masked"
     pruned_probe_rate: float = 0.1
@@ -92,6 +117,7 @@ class SparsityConfig:
     min_instruct_length: int = 25
     user_marker: list[int] = field(default_factory=lambda: [3148, 1001, 29901])
     assistant_marker: list[int] = field(default_factory=lambda: [319, 1799, 9047, 13566, 29901])
+    output_offsets: dict[str, float] = field(default_factory=dict)
     untrained: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -107,16 +133,13 @@ class SparsityConfig:
                 raise ValueError(f"{name} must be token ids, such as those of 'USER:', got {ids!r}.")
         if not isinstance(self.untrained, (list, tuple)) or not all(name in PREDICTOR_NAMES for name in self.untrained):
             raise ValueError(f"untrained lists some of {', '.join(PREDICTOR_NAMES)}, got {self.untrained!r}.")
-        check_image_selection(self.image_selection)
-        for name, allowed in (
-            ("gate_estimator", GATE_ESTIMATORS),
-            ("sparse_training", SPARSE_TRAINING),
-            ("masked_kernel", MASKED_KERNELS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        self.output_offsets = checked_offsets(self.output_offsets)
+        for name, allowed in _WORDS.items():
+            if getattr(self, name) is not None or name not in ("image_gate_estimator", "output_gate_estimator"):
+                check_word(name, getattr(self, name), allowed)
         self.pruned_probe_rate = self._number("pruned_probe_rate", 0, 1)
         self.budget_weight = self._number("budget_weight", 0)
+        self.keep_entropy_weight = self._number("keep_entropy_weight", 0)
         for name in ("sparse_layer", "predictor_dim", "predictor_num_heads", "predictor_ffn_dim"):
             setattr(self, name, self._whole(name, 1))
         for name in ("predictor_num_layers", "min_output_length", "min_instruct_length"):
@@ -145,7 +168,20 @@ class SparsityConfig:
 
     def predictors_on(self) -> list[str]:
         """Names of the predictors that drop tokens."""
-        return [name for name in PREDICTOR_NAMES if getattr(self, name)]
+        return [f"{kind}_predictor" for kind in self.kinds_on()]
+
+    def kinds_on(self) -> list[str]:
+        """The kinds of tokens that have a predictor."""
+        return [kind for kind in KINDS if getattr(self, f"{kind}_predictor")]
+
+    def kinds_by_logits(self) -> list[str]:
+        """Those of them that inference keeps where the first keep logit is the higher one, whatever the rate."""
+        return [kind for kind in self.kinds_on() if kind != "image" or self.image_selection == "threshold"]
+
+    def gate_estimators(self) -> dict[str, str]:
+        """The gate estimator of each of them."""
+        own = {"image": self.image_gate_estimator, "output": self.output_gate_estimator}
+        return {kind: own.get(kind) or self.gate_estimator for kind in self.kinds_on()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SparsityConfig:

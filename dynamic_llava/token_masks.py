@@ -161,7 +161,7 @@ def find_masks(
         num_generated: how many of the last columns were generated.
         output_alone: the call is generated tokens alone, on a cache.
     """
-    shape, device = inputs_embeds.shape[:2], inputs_embeds.device
+    shape, device = (inputs_embeds.shape[0], inputs_embeds.shape[1]), inputs_embeds.device
     present = torch.ones(shape, dtype=torch.bool, device=device)
     has_padding = False
     if attention_mask is not None:

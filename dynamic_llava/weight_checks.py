@@ -138,12 +138,18 @@ def note_new(sparsity: SparsityConfig, name: str, new: list[str]) -> None:
     if noted is not None:
         noted.extend(new)
     elif new:
-        kinds = sorted({part.rstrip(".") for part in PREDICTORS if _of(part, new)})
-        sparsity.untrained = [kind for kind in PREDICTOR_NAMES if kind in kinds or kind in sparsity.untrained]
+        kinds = mark_untrained(sparsity, new)
         logger.warning(
             f"{name} holds no {' and '.join(kinds)}: new ones were initialised. "
             "Train them (python -m dynamic_llava.train) before dropping tokens."
         )
+
+
+def mark_untrained(sparsity: SparsityConfig, new: list[str]) -> list[str]:
+    """Note the predictors that the weights `new` belong to as untrained; returns their names."""
+    kinds = sorted({part.rstrip(".") for part in PREDICTORS if _of(part, new)})
+    sparsity.untrained = [kind for kind in PREDICTOR_NAMES if kind in kinds or kind in sparsity.untrained]
+    return kinds
 
 
 def _of(part: str, keys: Iterable[str]) -> set[str]:

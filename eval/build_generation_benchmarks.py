@@ -1,8 +1,8 @@
-"""The paper's generation benchmarks for `--data-root`; the logic is in `dynamic_llava.eval.generation_benchmarks`."""
+"""The paper's generation benchmarks for `--data-root`; the logic is in `benchmarks.generation`."""
 
 import sys
 
-from dynamic_llava.eval.generation_benchmarks import main
+from benchmarks.generation import main
 
 if __name__ == "__main__":
     sys.exit(main())

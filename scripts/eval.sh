@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# bash scripts/eval.sh --model RUN [options of python -m dynamic_llava.eval]
+# bash scripts/eval.sh --model RUN [options of dynamic-llava eval]
 # Without --tasks and --config: the paper's suite. Several GPUs share the documents (GPUS says how many, else all); for
 # several nodes set NNODES, NODE_RANK and MASTER_ADDR on each, as for scripts/train_stage.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 # Comparing takes one process and no GPU.
 [ "${1:-}" != compare ] || GPUS=0
-source scripts/launch.sh
+source "$scripts/launch.sh"
 
 suite=(--config configs/eval/paper.yaml)
 for argument in "$@"; do

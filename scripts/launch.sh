@@ -11,7 +11,7 @@ ranks=$((GPUS * ${NNODES:-1}))
 
 # launch: accelerate's launcher for all ranks, with the options given.
 launch_by_accelerate() {
-    launch=("$PYTHON" scripts/ranks.py accelerate.commands.launch "$@" --num_processes "$ranks" --num_machines "${NNODES:-1}")
+    launch=("$PYTHON" "$scripts/ranks.py" accelerate.commands.launch "$@" --num_processes "$ranks" --num_machines "${NNODES:-1}")
     if [ "${NNODES:-1}" -gt 1 ]; then
         launch+=(--machine_rank "${NODE_RANK:?}" --main_process_ip "${MASTER_ADDR:?}"
             --main_process_port "${MASTER_PORT:-29500}" -m)

@@ -1,19 +1,19 @@
-"""Write the tables of README.md from the recorded results: `python scripts/readme_tables.py [--check]`.
+"""Write the tables of the pages from the recorded results: `python scripts/readme_tables.py [--check]`.
 
 Each table stands between `<!-- table NAME -->` and `<!-- end NAME -->`. `--check` changes nothing and exits with 1
-where the page and the records differ.
+where a page and the records differ.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamic_llava.cli import Parser
+from dynamic_llava.config import Command, option
 from dynamic_llava.errors import ExitStatus, run_command
 from dynamic_llava.files import write_atomically
 from dynamic_llava.reading import read_json_object, read_text
@@ -127,18 +127,33 @@ def train_step() -> str:
     return markdown([*columns, "accuracy with random image tokens"], rows)
 
 
-TABLES = {"shapes": shapes, "efficiency": efficiency, "train_step": train_step}
+#: The tables of each page.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"shapes": shapes},
+    "docs/efficiency.md": {"efficiency": efficiency},
+    "docs/training.md": {"train_step": train_step},
+}
 
 
-def render(page: str) -> str:
-    """`page` with every table made anew."""
-    for name, build in TABLES.items():
+def render(path: str, page: str) -> str:
+    """The text `page` of `path` with its tables made anew."""
+    for name, build in PAGES[path].items():
         pattern = re.compile(f"(<!-- table {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(page):
-            raise ValueError(f"README.md has no place for the table {name!r}: <!-- table {name} -->")
+            raise ValueError(f"{path} has no place for the table {name!r}: <!-- table {name} -->")
         table = build()
         page = pattern.sub(lambda match, table=table: match[1] + table + match[2], page)
     return page
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What is done."""
+
+    check: bool = option(False, "only say whether the pages are up to date")
+
+
+COMMAND = Command("scripts/readme_tables.py", __doc__, (TableOptions,))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,18 +162,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> ExitStatus:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    check = parser.parse_args(arguments).check
-    path = ROOT / "README.md"
-    page = read_text(path)
-    made = render(page)
-    if not check:
-        write_atomically(path, made)
-    elif made != page:
-        print("README.md differs from eval/expected; run python scripts/readme_tables.py", file=sys.stderr)
-        return ExitStatus.FINDINGS
-    return ExitStatus.DONE
+    (options,) = COMMAND.parse(arguments)
+    status = ExitStatus.DONE
+    for name in PAGES:
+        page = read_text(ROOT / name)
+        made = render(name, page)
+        if not options.check:
+            write_atomically(ROOT / name, made)
+        elif made != page:
+            print(f"{name} differs from eval/expected; run python scripts/readme_tables.py", file=sys.stderr)
+            status = ExitStatus.FINDINGS
+    return status
 
 
 if __name__ == "__main__":

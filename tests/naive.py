@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from dynamic_llava.diversity import LEAST_DISTANCE
+
 from .tiny import IMAGE_TOKEN
 
 
@@ -46,6 +48,7 @@ class NaiveRow:
 
     Args:
         image_keep_rate, image_selection, output_sparsity, output_keep_rate: as in `generate`.
+        output_offset: what this rate adds to the first keep logit; None steers.
     """
 
     def __init__(
@@ -57,11 +60,12 @@ class NaiveRow:
         image_selection: str = "topk",
         output_sparsity: bool = True,
         output_keep_rate: float | None = None,
+        output_offset: float | None = None,
     ) -> None:
         self.model, self.row = model, row
         self.image_keep_rate = model.config.sparsity.image_keep_rate if image_keep_rate is None else image_keep_rate
         self.image_selection, self.output_sparsity = image_selection, output_sparsity
-        self.output_keep_rate = output_keep_rate
+        self.output_keep_rate, self.output_offset = output_keep_rate, output_offset
         self.features = None
         if image is not None:
             encoded = model.model.get_image_features(pixel_values=image, return_dict=True).pooler_output
@@ -86,7 +90,7 @@ class NaiveRow:
         return self.model.lm_head(decoder.norm(states[-1]))
 
     def _kept_images(self, images: list[int], states: Tensor) -> set[int]:
-        if not images or (self.image_keep_rate == 1 and self.image_selection == "topk"):
+        if not images or (self.image_keep_rate == 1 and self.image_selection != "threshold"):
             return set(images)
         hidden = states[images][None]
         predictor = self.model.model.language_model.image_predictor
@@ -94,7 +98,10 @@ class NaiveRow:
         ranked = sorted(range(len(images)), key=lambda n: -logits[n, 0].item())
         if self.image_selection == "threshold":
             return {images[n] for n in ranked if logits[n, 0] > logits[n, 1]} | {images[ranked[0]]}
-        return {images[n] for n in ranked[: max(1, int(len(images) * self.image_keep_rate))]}
+        number = max(1, int(len(images) * self.image_keep_rate))
+        if self.image_selection == "diverse":
+            ranked = naive_diversity(logits[:, 0].tolist(), hidden[0])
+        return {images[n] for n in ranked[:number]}
 
     def _dropped_outputs(self, states: Tensor) -> set[int]:
         if not self.output_sparsity:
@@ -102,10 +109,22 @@ class NaiveRow:
         outputs = range(len(self.row), len(states))
         logits = [self.model.model.language_model.output_predictor(states[i]) for i in outputs]
         margins = [(x[0] - x[1]).item() for x in logits]
-        if self.output_keep_rate is None:
+        if self.output_keep_rate is None or self.output_offset is not None:
+            margins = [margin + (self.output_offset or 0.0) for margin in margins]
             return {i for i, margin in zip(outputs, margins, strict=True) if margin <= 0}
         keep = naive_steering(margins, self.output_keep_rate)
         return {i for i, stays in zip(outputs, keep, strict=True) if not stays}
+
+
+def naive_diversity(log_keep: list[float], states: Tensor) -> list[int]:
+    """Tokens by falling keep probability x cosine distance to the nearest likelier one, of equal ones the first."""
+    directions = [state / state.norm() for state in states.double()]
+    worth = []
+    for j in range(len(log_keep)):
+        likelier = [i for i in range(len(log_keep)) if (-log_keep[i], i) < (-log_keep[j], j)]
+        nearest = min([2.0, *(1 - float(directions[i] @ directions[j]) for i in likelier)])
+        worth.append(log_keep[j] + math.log(max(nearest, LEAST_DISTANCE)))
+    return sorted(range(len(log_keep)), key=lambda j: (-worth[j], j))
 
 
 def naive_steering(margins: list[float], rate: float) -> list[bool]:

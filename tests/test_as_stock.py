@@ -131,6 +131,7 @@ def exported_calls() -> dict[str, dict]:
         "all kept": {**one_picture(), "image_keep_rate": 1.0},
         "rate": {**one_picture(), "image_keep_rate": 0.3},
         "threshold": {**one_picture(), "image_selection": "threshold"},
+        "diverse": {**one_picture(), "image_selection": "diverse"},
         "batch": batch,
         "positions": {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)},
         "scoring": {**batch, "labels": batch["input_ids"].masked_fill(batch["input_ids"] == 99, -100)},

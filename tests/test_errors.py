@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,9 @@ def script(command: str, rows: int = 3) -> list[str]:
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda n: str(n)
 )
 def test_a_signal_cleans_up_and_ends_with_its_status(number, status):
-    process = subprocess.Popen(script("wait"), stderr=subprocess.PIPE, text=True)
+    # A process that runs in the background begins with some signals ignored, and so would its children.
+    default = partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(script("wait"), stderr=subprocess.PIPE, text=True, preexec_fn=default)
     assert process.stderr.readline() == "ready\n"
     process.send_signal(number)
     said = process.communicate(timeout=30)[1]

@@ -38,6 +38,7 @@ def test_right_padding_equals_left_padding(model, batch, use_cache):
         {"image_keep_rate": 0.7},
         {"output_sparsity": False},
         {"image_selection": "threshold"},
+        {"image_selection": "diverse", "num_beams": 2},
         {"output_keep_rate": 0.3},
         {"output_keep_rate": 0.3, "image_keep_rate": 1.0},
         {"num_beams": 3},

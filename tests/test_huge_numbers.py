@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
 import yaml
 
 from dynamic_llava import DynamicLlavaConfig, SparsityConfig
-from dynamic_llava.cli import real, whole
+from dynamic_llava.config.fields import Key
 from dynamic_llava.eval.compare_runs import load_runs
 from dynamic_llava.train.config import load_config
 from tools.tiny_base.config import load_config as load_tiny_base
@@ -40,9 +39,9 @@ def test_models(entry, huge):
 
 @pytest.mark.parametrize("huge", HUGE)
 def test_options(huge):
-    for kind in (real(), real(above=0), whole(0)):
-        with pytest.raises(argparse.ArgumentTypeError):
-            kind(huge)
+    for kind, interval in ((float, None), (float, "(0, inf)"), (int, "[0, inf)"), (int, None)):
+        with pytest.raises(ValueError, match="a must be"):
+            Key("a", (kind,), None, "", interval).checked(huge, "a")
 
 
 @pytest.mark.parametrize("huge", HUGE)

@@ -13,9 +13,9 @@ NAME = PACKAGE.name
 
 # Folders, and modules beside the ground floor, from below; what stands together needs nothing of one another.
 FLOORS = (
-    {"errors", "files", "packages"},
-    {"cli", "commands"},
-    {"config", "machine", "selection", "backbones"},
+    {"errors", "files", "lazy", "packages", "screen"},
+    {"config"},
+    {"commands", "machine", "selection", "backbones"},
     {"checkpoints"},
     {"data"},
     {"visualize", "efficiency"},

@@ -166,8 +166,8 @@ def test_sparse_layer_outside_the_decoder():
 
 
 def test_a_decoder_that_is_not_llama():
-    with pytest.raises(ValueError, match="needs a Llama decoder"):
-        DynamicLlavaConfig(text_config={"model_type": "qwen2"})
+    with pytest.raises(ValueError, match="has sparse decoders of llama"):
+        DynamicLlavaConfig(text_config={"model_type": "gemma"})
 
 
 @pytest.mark.parametrize("bits", [4, 8])

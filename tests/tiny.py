@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, CLIPVisionConfig, LlavaForConditionalGeneration
 
 from dynamic_llava import DynamicLlavaConfig, DynamicLlavaForConditionalGeneration
 
 IMAGE_TOKEN = 99
 IMAGE_TOKENS = 16
 PAD = 0
+# What a small decoder of a family takes beside the sizes.
+DECODER_VALUES = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 8}}
 
 
 def tiny_config(
-    attention: str = "sdpa", kv_heads: int = 2, width: int = 32, projector_layers: int = 2, **sparsity
+    attention: str = "sdpa",
+    kv_heads: int = 2,
+    width: int = 32,
+    projector_layers: int = 2,
+    decoder: str = "llama",
+    **sparsity,
 ) -> DynamicLlavaConfig:
     config = DynamicLlavaConfig(
-        text_config=LlamaConfig(
+        text_config=AutoConfig.for_model(
+            decoder,
+            **DECODER_VALUES.get(decoder, {}),
             vocab_size=100,
             hidden_size=width,
             intermediate_size=2 * width,

@@ -7,19 +7,32 @@ disk, records, costs.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from dynamic_llava.cli import Parser, text, whole
+from dynamic_llava.config import Command, option
 from dynamic_llava.errors import run_command
 from dynamic_llava.packages import require_package
+from dynamic_llava.screen import console
+
+
+@dataclass(frozen=True)
+class OverheadOptions:
+    """What is measured."""
+
+    documents: int = option(300, "questions", "[1, inf)")
+    batch_size: int = option(16, "prompts of a call", "[1, inf)")
+    repeats: int = option(3, "timed pairs", "[1, inf)")
+    processor: str = option("assets/tiny-llava", "its tokenizer is used")
+    json: bool = option(False, "print JSON instead of a table")
+
+
+COMMAND = Command("tools.eval_overhead", __doc__, (OverheadOptions,))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,19 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> None:
-    parser = Parser(
-        prog="python -m tools.eval_overhead",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--documents", type=whole(), default=300, help="(default %(default)s)")
-    parser.add_argument("--batch-size", type=whole(), default=16, help="(default %(default)s)")
-    parser.add_argument("--repeats", type=whole(), default=3, help="timed pairs (default %(default)s)")
-    parser.add_argument(
-        "--processor", type=text, default="assets/tiny-llava", help="its tokenizer is used (default %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    args = parser.parse_args(arguments)
+    (args,) = COMMAND.parse(arguments)
     require_package("lmms_eval", "The comparison with lmms-eval")
     from tools.eval_overhead_bench import build_bench, measure_overhead, overhead_table
 
@@ -51,7 +52,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        Console().print(overhead_table(report))
+        console().print(overhead_table(report))
 
 
 if __name__ == "__main__":

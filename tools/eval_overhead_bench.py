@@ -20,12 +20,13 @@ from transformers import LlavaImageProcessorPil, LlavaProcessor
 
 from dynamic_llava.checkpoints import load_processor
 from dynamic_llava.checkpoints.loaded import LoadedModel, SparsitySettings
+from dynamic_llava.config import command_line
 from dynamic_llava.data.opening import open_picture
 from dynamic_llava.data.prompts import encode_prompts
-from dynamic_llava.efficiency.option_flags import command_line
 from dynamic_llava.efficiency.shapes import build_config
 from dynamic_llava.efficiency.timing import time_pairs
-from dynamic_llava.eval.conversations import FILES, data_root_at
+from dynamic_llava.eval.conversation_files import conversation_files
+from dynamic_llava.eval.conversations import data_root_at
 from dynamic_llava.eval.responses import ResponseStore
 from dynamic_llava.eval.runner import (
     EvaluationOptions,
@@ -107,7 +108,7 @@ class Bench:
 
     def pictures_and_prompts(self) -> float:
         """Seconds to open all pictures and run the processor: any LLaVA needs them in front of its model."""
-        samples = json.loads((self.folder / FILES[TASK].name).read_text())
+        samples = json.loads((self.folder / conversation_files()[TASK].file).read_text())
         size = self.options.batch_size
         started = time.perf_counter()
         for start in range(0, len(samples), size):
@@ -128,7 +129,7 @@ def build_bench(folder: Path, processor_folder: str, documents: int, batch_size:
         Image.fromarray(small).resize((640, 480)).save(folder / name)
         turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": ANSWER}]
         samples.append({"id": str(number), "image": name, "kind": "shape", "conversations": turns})
-    (folder / FILES[TASK].name).write_text(json.dumps(samples))
+    (folder / conversation_files()[TASK].file).write_text(json.dumps(samples))
     processor = llava_processor(processor_folder)
     tokenizer = processor.tokenizer
     answer = [*tokenizer(ANSWER, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -156,7 +157,7 @@ def measure_overhead(bench: Bench, repeats: int) -> dict[str, Any]:
     alone, ours = times["dense_s"]["median"], times["ours_s"]["median"]
     return {
         "machine": machine_facts(CPU),
-        "command": command_line("tools.eval_overhead"),
+        "command": command_line(),
         "documents": len(list((bench.folder / "images").iterdir())),
         "batch_size": bench.options.batch_size,
         "lmms_eval_s": times["dense_s"],

@@ -1,88 +1,117 @@
-"""`python -m dynamic_llava.checkpoints {inspect,convert,merge}`."""
+"""Checkpoints in every layout: what is in them, and one as another."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from rich.console import Console
-
-from ..cli import Parser, real, text
+from ..commands import Entry, choose, load
+from ..config import Command, option
 from ..errors import run_command
-from .convert import LAYOUTS, convert
-from .inspect import facts_table, inspect_checkpoint
-from .merge import merge_adapter
+from ..screen import console, hush_libraries
 
-MOST_GIGABYTES = 2**20
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status, see `errors.ExitStatus`."""
-    return run_command(_run, argv)
+SOURCE, LORA = "folder or repository", "of a LoRA folder: its base (the one that it names)"
+TOWER = "folder or repository of the CLIP model (the checkpoint's)"
 
 
-def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
-    arguments.run(arguments)
+@dataclass(frozen=True)
+class InspectOptions:
+    """What is looked at."""
+
+    source: str = option(help=SOURCE, positional=True)
+    vision_tower: str | None = option(None, TOWER)
+    json: bool = option(False, "print JSON")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m dynamic_llava.checkpoints", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    tower = {
-        "metavar": "CLIP",
-        "type": text,
-        "help": "folder or repository of the CLIP model (default: the checkpoint's)",
-    }
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What is written, and where."""
 
-    inspect = commands.add_parser("inspect", help="say what a checkpoint is, what is missing, what would be new")
-    inspect.add_argument("source", metavar="SRC", type=text, help="folder or repository")
-    inspect.add_argument("--vision-tower", **tower)
-    inspect.add_argument("--json", action="store_true", help="print JSON")
-    inspect.set_defaults(run=_inspect)
-
-    other = commands.add_parser("convert", help="write a checkpoint in another layout")
-    other.add_argument("source", metavar="SRC", type=text, help="folder or repository")
-    other.add_argument("target", metavar="DST", type=Path, help="new folder")
-    other.add_argument("--to", required=True, choices=LAYOUTS)
-    other.add_argument("--vision-tower", **tower)
-    other.add_argument("--base", metavar="MODEL", type=text, help="of a LoRA folder (default: the one it names)")
-    gigabytes = real(above=0, most=MOST_GIGABYTES)
-    other.add_argument("--max-shard-gb", type=gigabytes, default=2.0, metavar="GB", help="(default: 2)")
-    other.add_argument("--overwrite", action="store_true", help="replace DST")
-    other.set_defaults(run=_convert)
-
-    merge = commands.add_parser("merge", help="fold a LoRA folder into its base")
-    merge.add_argument("source", metavar="LORA", type=text, help="folder or repository")
-    merge.add_argument("target", metavar="DST", type=Path, help="new folder, our layout")
-    merge.add_argument("--base", metavar="MODEL", type=text, help="the base (default: the one the adapter names)")
-    merge.add_argument("--overwrite", action="store_true", help="replace DST")
-    merge.set_defaults(run=lambda a: merge_adapter(a.source, a.target, a.base, a.overwrite))
-    return parser
+    source: str = option(help=SOURCE, positional=True)
+    target: str = option(help="new folder", positional=True)
+    to: str = option(help="the layout: ours, published or llava-hf")
+    vision_tower: str | None = option(None, TOWER)
+    base: str | None = option(None, LORA)
+    max_shard_gb: float = option(2.0, "of a weight file", "(0, 1048576]")
+    overwrite: bool = option(False, "replace the folder")
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
-    facts = inspect_checkpoint(arguments.source, arguments.vision_tower)
-    if arguments.json:
+@dataclass(frozen=True)
+class MergeOptions:
+    """Which LoRA is folded."""
+
+    source: str = option(help="LoRA folder or repository", positional=True)
+    target: str = option(help="new folder, our layout", positional=True)
+    base: str | None = option(None, LORA)
+    overwrite: bool = option(False, "replace the folder")
+
+
+def _inspect(options: InspectOptions) -> None:
+    from .inspect import facts_table, inspect_checkpoint
+
+    facts = inspect_checkpoint(options.source, options.vision_tower)
+    if options.json:
         print(json.dumps(facts, indent=2))
     else:
-        Console().print(facts_table(arguments.source, facts))
+        console().print(facts_table(options.source, facts))
 
 
-def _convert(arguments: argparse.Namespace) -> None:
+def _convert(options: ConvertOptions) -> None:
+    from .convert import convert
+
     convert(
-        arguments.source,
-        arguments.target,
-        arguments.to,
-        vision_tower=arguments.vision_tower,
-        max_shard_bytes=int(arguments.max_shard_gb * 2**30),
-        overwrite=arguments.overwrite,
-        base=arguments.base,
+        options.source,
+        options.target,
+        options.to,
+        vision_tower=options.vision_tower,
+        max_shard_bytes=int(options.max_shard_gb * 2**30),
+        overwrite=options.overwrite,
+        base=options.base,
     )
-    print(f"wrote {arguments.target}")
+    print(f"wrote {options.target}")
+
+
+def _merge(options: MergeOptions) -> None:
+    from .merge import merge_adapter
+
+    hush_libraries()
+    merge_adapter(options.source, options.target, options.base, options.overwrite)
+
+
+PARTS: dict[str, tuple[type, Callable[[Any], None], str]] = {
+    "inspect": (InspectOptions, _inspect, "say what a checkpoint is, what is missing, what would be new"),
+    "convert": (ConvertOptions, _convert, "write a checkpoint in another layout"),
+    "merge": (MergeOptions, _merge, "fold a LoRA folder into its base"),
+}
+
+
+# What needs training data, which lies above this floor.
+ABOVE = {
+    "calibrate": Entry(
+        "dynamic_llava.train.calibrate", "bring the output predictor to its keep rate, on training answers"
+    )
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status, see `errors.ExitStatus`."""
+    return run_command(run, arguments)
+
+
+def run(words: Sequence[str] | None = None) -> None:
+    """Run the command that the words begin with."""
+    helps = {name: help for name, (_, _, help) in PARTS.items()}
+    helps |= {name: entry.help for name, entry in ABOVE.items()}
+    name, rest = choose("checkpoints", __doc__, helps, sys.argv[1:] if words is None else words)
+    if name in ABOVE:
+        load(name, ABOVE).run(rest)
+        return
+    kind, act, help = PARTS[name]
+    (options,) = Command(f"checkpoints {name}", help, (kind,)).parse(rest)
+    act(options)
 
 
 if __name__ == "__main__":

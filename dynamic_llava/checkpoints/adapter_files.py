@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,24 @@ def adapt(model: nn.Module, files: AdapterFiles, load: bool = True):
     Raises:
         ValueError: settings that describe no adapter of `model`; LoRA weights that are missing, unknown or misshapen.
     """
-    from peft import get_peft_model, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     with config_errors(str(files.folder / ADAPTER_CONFIG)):
-        adapted = get_peft_model(model, _lora_config(model, files))
+        adapted = with_adapters(model, _lora_config(model, files))
         expected = lora_weights(adapted)
     check_adapter(files, expected)
     if load:
         set_peft_model_state_dict(adapted, {f"{PEFT_PREFIX}{key}": value for key, value in files.weights.items()})
     return adapted
+
+
+def with_adapters(model: nn.Module, config: Any):
+    """`peft.get_peft_model`; the old name by which it asks for checkpointing is of no concern to a user."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def lora_weights(adapted: nn.Module) -> dict[str, Tensor]:
@@ -154,8 +164,8 @@ def _lora_config(model: nn.Module, files: AdapterFiles):
 
     config = LoraConfig.from_pretrained(str(files.folder))
     config.inference_mode = True
-    # As peft would do, with a warning.
-    config.base_model_name_or_path = model.name_or_path
+    # As peft would do, with a warning; a model that was not loaded has no such name.
+    config.base_model_name_or_path = model.name_or_path or None
     if files.published:
         config.target_modules = _decoder_targets(model, config)
         config.exclude_modules = config.layers_to_transform = None

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from ..carried_code import without_code
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..loading import is_adapter
+from ..model_card import write_model_card
 from ..model_kinds import check_kind
 from ..sparsity_config import SparsityConfig
 from ..weight_checks import check_keys, note_new, noting_new
@@ -88,7 +90,15 @@ def check_resumed(model, folder: str | Path) -> None:
 def save_adapter(model, folder: str | Path) -> None:
     """Save a `PeftModel` on Dynamic-LLaVA: adapter, predictors, and the configuration that `load_adapter` needs."""
     model.save_pretrained(folder)
-    model.get_base_model().config.save_pretrained(folder)
+    describe_adapter(model, folder)
+
+
+def describe_adapter(model, folder: str | Path) -> None:
+    """Put the configuration and a model card beside the adapter of a `PeftModel` that lies in `folder`."""
+    base = model.get_base_model()
+    with without_code(base.config):
+        base.config.save_pretrained(folder)
+    write_model_card(folder, base.config, base=base.name_or_path, adapter=True)
 
 
 def _sparsity(files: AdapterFiles, changes: dict[str, Any] | SparsityConfig | None) -> Any:

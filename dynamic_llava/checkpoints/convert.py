@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig
 
+from ..carried_code import add_code
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..generation_file import read_generation_config
 from ..model_card import write_model_card
+from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..weight_checks import PREDICTORS
 from ..weight_files import TensorInfo
 from .aspect_ratio import aspect_ratio_of, trained_aspect_ratio
@@ -152,12 +154,15 @@ def _write_config(checkpoint: Checkpoint, folder: Path, to: str) -> None:
             config.vision_config.save_pretrained(folder / "vision_tower")
     elif to == "ours":
         values = {**config.to_dict(), "architectures": ["DynamicLlavaForConditionalGeneration"]}
-        write_model_card(folder, config)
+        source = checkpoint.source
+        write_model_card(folder, config, base=source.name, results_in=(source.folder,))
     else:
-        dropped = ("sparsity", "published", "projector_layers", "model_type")
+        dropped = ("sparsity", "published", "projector_layers", "model_type", "auto_map")
         kept = {key: value for key, value in config.to_dict().items() if key not in dropped}
         values = {**LlavaConfig(**kept).to_dict(), "architectures": ["LlavaForConditionalGeneration"]}
     write_json(folder / "config.json", values)
+    if to == "ours":
+        add_code(folder, DynamicLlavaForConditionalGeneration)
 
 
 def _remarks(checkpoint: Checkpoint, to: str) -> list[str]:
@@ -165,6 +170,11 @@ def _remarks(checkpoint: Checkpoint, to: str) -> list[str]:
     left_out = sum(_is_predictor(own) for own in checkpoint.stored)
     if to == "llava-hf" and left_out:
         remarks.append(f"{left_out} weights of the predictors were left out: the result is the dense model.")
+    elif to == "published" and checkpoint.config.sparsity.output_offsets:
+        remarks.append(
+            "The offsets of other output keep rates were left out, that of the checkpoint's own is in the weights: "
+            "dynamic-llava checkpoints calibrate finds them again behind a conversion to ours."
+        )
     elif checkpoint.new:
         remarks.append("The checkpoint has no predictors: loading the result makes new ones, which want training.")
     return remarks

@@ -17,7 +17,7 @@ from ..loading import is_adapter
 from ..machine import checked_device
 from ..model_kinds import is_published
 from ..rules import LEARNED, find_image_rule, find_output_rule
-from ..sparsity_config import check_keep_rate
+from ..sparsity_config import IMAGE_SELECTIONS, OUTPUT_RATE_CONTROLS, check_keep_rate, check_word
 from ..weight_files import check_finite
 from .adapters import load_checkpoint
 from .aspect_ratio import KEEP, PAD, SQUARE, aspect_ratio_of, check_aspect_ratio, with_aspect_ratio
@@ -37,8 +37,9 @@ class SparsitySettings:
         output_sparsity: whether output tokens are dropped at all.
         image_selector: `predictor`, or a registered rival such as `random`, at the same rate.
         output_selector: `predictor`, or a registered rival such as `random`, at the configured rate.
-        output_keep_rate: drive each row's kept fraction of output tokens to this value; None leaves the decisions as
-            they were learned.
+        output_keep_rate: fraction of output tokens kept; None leaves the decisions as they were learned.
+        image_selection: how the predictor chooses, `topk`, `diverse` or `threshold`.
+        output_rate_control: how the output rate is met, `offset` or `steered`.
     """
 
     image_keep_rate: float | None = None
@@ -46,12 +47,17 @@ class SparsitySettings:
     image_selector: str = LEARNED
     output_selector: str = LEARNED
     output_keep_rate: float | None = None
+    image_selection: str | None = None
+    output_rate_control: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("image_keep_rate", "output_keep_rate"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_keep_rate(name, _number(getattr(self, name))))
         object.__setattr__(self, "output_sparsity", _switch("output_sparsity", self.output_sparsity))
+        for name, allowed in (("image_selection", IMAGE_SELECTIONS), ("output_rate_control", OUTPUT_RATE_CONTROLS)):
+            if getattr(self, name) is not None:
+                check_word(name, getattr(self, name), allowed)
         find_image_rule(self.image_selector, "topk")
         find_output_rule(self.output_selector)
         if self.output_sparsity is False:

@@ -114,7 +114,15 @@ def projector_layers(config: dict[str, Any]) -> int:
 
 
 def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
-    """The inverse of `read_config`; what the published layout has no word for goes under `dynamic_llava`."""
+    """The inverse of `read_config`; what the published layout has no word for goes under `dynamic_llava`.
+
+    Raises:
+        ValueError: the decoder is none that the published layout knows.
+    """
+    if config.text_config.model_type != "llama":
+        raise ValueError(
+            f"The published layout has Llama decoders alone, this is {config.text_config.model_type!r}; keep --to ours."
+        )
     text = {
         key: value
         for key, value in config.text_config.to_diff_dict().items()
@@ -122,7 +130,8 @@ def to_published_config(config: DynamicLlavaConfig) -> dict[str, Any]:
     }
     rope = dict(config.text_config.rope_parameters)
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
-    sparsity = asdict(config.sparsity)
+    # Other code would train the predictor on and leave its offsets as they are.
+    sparsity = {**asdict(config.sparsity), "output_offsets": {}}
     kept = dict(config.published or {})
     values = {
         "architectures": ["DynamicLlavaLlamaForCausalLM"],

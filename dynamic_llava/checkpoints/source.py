@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..files import shipped
 from ..loading import ADAPTER_CONFIG, is_adapter, refuse_adapter
 from ..model_kinds import check_kind
 from ..reading import read_json_object
@@ -86,13 +87,14 @@ def find_folder(name: str | Path, weights: bool = True) -> Path:
     """The local folder of `name`, downloaded where it is a repository of the hub.
 
     Args:
-        name: folder or repository; `repository@revision` names a branch, a tag or a commit of one.
+        name: folder or repository; `repository@revision` names a branch, a tag or a commit of one. What the package
+            ships (`assets/tiny-llava`) is found from everywhere.
         weights: False downloads configuration and tokenizer alone.
 
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be had.
     """
-    path = Path(name)
+    path = shipped(name)
     if path.is_dir():
         return path
     if path.is_file():

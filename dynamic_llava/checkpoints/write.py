@@ -129,7 +129,7 @@ def write_weights(
         size += info.nbytes
     many = len(shards) > 1
     weight_map: dict[str, str] = {}
-    for number, keys in enumerate(tqdm(shards, desc="shards", disable=not many), start=1):
+    for number, keys in enumerate(tqdm(shards, desc="shards", disable=None if many else True), start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
         try:
             save_file({key: read(key).contiguous() for key in keys}, folder / name, metadata={"format": "pt"})

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checkpoints import load_processor
-from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio, with_aspect_ratio
-from ..files import parse_yaml, read_yaml_mapping
+from ..checkpoints.aspect_ratio import with_aspect_ratio
 from ..sparsity_config import SparsityConfig
 from .dataset import ConversationDataset
 from .judged import count_judged, unseeing_predictors
@@ -28,31 +24,6 @@ from .sources import open_parts
 PERCENTILES = (50, 90, 95, 99)
 # Looking for files waits for the disk, often one on the network.
 THREADS = 8
-
-
-@dataclass
-class CheckSettings:
-    """The keys of a training configuration that say which samples are trained on and which predictors learn of them,
-    with the training's defaults."""
-
-    base_model: str
-    train_file: str | list[str]
-    image_folder: str | list[str] | None = None
-    max_length: int = 2048
-    require_image: bool = False
-    image_aspect_ratio: str = PAD
-    output_turns: str = "last"
-    seed: int = 42
-    image_predictor: bool = SparsityConfig.image_predictor
-    output_predictor: bool = SparsityConfig.output_predictor
-    min_output_length: int = SparsityConfig.min_output_length
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value, kind = getattr(self, item.name), {"int": int, "bool": bool, "str": str}.get(item.type)
-            if kind is not None and type(value) is not kind:
-                raise ValueError(f"{item.name} is {value!r}; give a value of type {kind.__name__}")
-        check_aspect_ratio(self.image_aspect_ratio)
 
 
 @dataclass
@@ -74,32 +45,14 @@ PROBLEMS = ("malformed", "missing pictures", "unreadable pictures", "no answer l
 FINDINGS = (*PROBLEMS, "truncated")
 
 
-def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> CheckSettings:
-    """Reads the keys of a training YAML that concern data, with `key=value` on top; other keys of the file are ignored.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a mapping, a key that is missing, unknown on the command line, or of another type.
-    """
-    known = {item.name: item for item in dataclasses.fields(CheckSettings)}
-    values = {key: value for key, value in read_yaml_mapping(path).items() if key in known}
-    for text in overrides:
-        key, separator, value = text.partition("=")
-        if not separator or key not in known:
-            near = difflib.get_close_matches(key, known, n=2, cutoff=0.5) or known
-            raise ValueError(f"cannot read {text!r}; the check knows {', '.join(near)}, each as key=value")
-        values[key] = parse_yaml(value, text)
-    for key in ("base_model", "train_file"):
-        if not values.get(key):
-            raise ValueError(f"{path} has no {key}; add it, or give {key}=...")
-    return CheckSettings(**values)
-
-
-def check_data(settings: CheckSettings, decode: bool = False) -> dict[str, Any]:
+def check_data(base_model: str, data: Any, sparsity: SparsityConfig, seed: int, decode: bool = False) -> dict[str, Any]:
     """Looks at all samples and pictures of a training configuration.
 
     Args:
-        settings: which data.
+        base_model: whose tokenizer and pictures.
+        data: has `train_file`, `image_folder`, `max_length`, `image_aspect_ratio`, `output_turns` and `require_image`.
+        sparsity: which predictors would learn of it.
+        seed: of the training, which chooses from weighted data.
         decode: decode every picture instead of looking at its header and end; slow.
 
     Returns:
@@ -111,21 +64,21 @@ def check_data(settings: CheckSettings, decode: bool = False) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError, ImportError: as `open_dataset`, for what concerns whole files.
     """
-    processor = with_aspect_ratio(load_processor(settings.base_model), settings.image_aspect_ratio)
+    processor = with_aspect_ratio(load_processor(base_model), data.image_aspect_ratio)
     parts = open_parts(
-        settings.train_file,
-        settings.image_folder,
+        data.train_file,
+        data.image_folder,
         processor,
-        max_length=settings.max_length,
+        max_length=data.max_length,
         on_bad_sample="skip",
-        output_turns=settings.output_turns,
+        output_turns=data.output_turns,
         check_files=False,
-        require_image=settings.require_image,
+        require_image=data.require_image,
     )
     findings = {kind: Problem() for kind in FINDINGS}
     sources, epoch = [], []
     tokens = parts[0][0].pictures.tokens_per_picture()
-    mixture = MixtureDataset([part for part, _ in parts], [weight for _, weight in parts], settings.seed)
+    mixture = MixtureDataset([part for part, _ in parts], [weight for _, weight in parts], seed)
     for (part, weight), positions in zip(parts, mixture.chosen, strict=True):
         for _, reason in part.skipped:
             findings["malformed"].add(reason)
@@ -135,14 +88,14 @@ def check_data(settings: CheckSettings, decode: bool = False) -> dict[str, Any]:
         sources.append(
             {"path": str(part.source), "weight": weight, "samples_per_epoch": len(positions), **_counts(part)}
         )
-    judged = count_judged(mixture, settings.min_output_length)
-    for problem in unseeing_predictors(settings, settings, judged.judged > 0, judged.image_rows > 0):
+    judged = count_judged(mixture, sparsity.min_output_length)
+    for problem in unseeing_predictors(sparsity, data, judged.judged > 0, judged.image_rows > 0):
         findings[UNTRAINED].add(problem)
     return {
         "sources": sources,
         "samples_per_epoch": sum(map(len, epoch)),
-        "lengths": _statistics(np.concatenate(epoch), settings.max_length),
-        "max_length": settings.max_length,
+        "lengths": _statistics(np.concatenate(epoch), data.max_length),
+        "max_length": data.max_length,
         "tokens_per_picture": tokens,
         "judged": dataclasses.asdict(judged),
         "findings": {kind: dataclasses.asdict(problem) for kind, problem in findings.items()},

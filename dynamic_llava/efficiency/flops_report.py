@@ -1,54 +1,25 @@
-"""`python -m dynamic_llava.efficiency flops`: the counts of one setting, as JSON or as a table."""
+"""`dynamic-llava efficiency flops`: the counts of one setting, as JSON or as a table."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from ..cli import whole
 from ..configuration_dynamic_llava import DynamicLlavaConfig
 from ..efficiency import flops
 from ..sparsity_config import check_keep_rate
-from .shapes import add_rate_arguments, add_shape_arguments, config_from_arguments
+from .delivery import deliver
+from .options import Delivery, FlopsOptions, ShapeOptions
+from .shapes import config_from_options
 
 DEFAULT_SHAPE = "7b"
-MOST_TOKENS = 2**17
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `flops`."""
-    add_shape_arguments(parser, DEFAULT_SHAPE)
-    for flag, kind, default, text in (
-        ("--prompt", whole(0, MOST_TOKENS), 64, "text tokens of the prompt"),
-        ("--images", whole(0, MOST_TOKENS), 1, "images of the prompt"),
-        ("--output-length", whole(1, MOST_TOKENS), 1000, "tokens written"),
-        ("--dtype-bytes", whole(1, 16), 2, "bytes of a KV number"),
-    ):
-        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
-    add_rate_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Count and print."""
-    config = config_from_arguments(arguments, DEFAULT_SHAPE)
-    report = count(
-        config,
-        prompt=arguments.prompt,
-        images=arguments.images,
-        output_length=arguments.output_length,
-        image_keep_rate=arguments.image_keep_rate,
-        output_keep_rate=arguments.output_keep_rate,
-        dtype_bytes=arguments.dtype_bytes,
-    )
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        Console().print(table(report))
+def run(options: FlopsOptions, shape: ShapeOptions, delivery: Delivery) -> None:
+    """Count, print and write."""
+    report = count(config_from_options(shape, DEFAULT_SHAPE), **vars(options))
+    deliver("flops", report, [table(report)], delivery, options, shape)
 
 
 def count(

@@ -1,49 +1,40 @@
-"""`python -m dynamic_llava.efficiency measure`: time and memory of stock LLaVA and ours on the same random weights."""
+"""`dynamic-llava efficiency measure`: time and memory of stock LLaVA and ours on the same random weights."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from tqdm import tqdm
 
+from ..config import command_line
 from ..configuration_dynamic_llava import DynamicLlavaConfig
-from ..files import output_folder, write_atomically
-from ..machine import machine_facts
+from ..machine import checked_device, machine_facts
+from .delivery import deliver
 from .measure_report import tables
 from .model_pair import build_pair
-from .option_flags import command_line
-from .options import DEFAULT_SHAPE, MeasureOptions, add_arguments
+from .options import Delivery, MeasureOptions, ShapeOptions
 from .peak import measure_peak
 from .plot import plot_report
-from .shapes import config_from_arguments
+from .shapes import config_from_options
 from .timed_modes import measure_decode, measure_no_cache, measure_prefill
 
-__all__ = ["add_arguments", "measure", "run"]
+DEFAULT_SHAPE = "small"
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Measure, print and write."""
-    options = MeasureOptions.from_arguments(arguments)
-    if options.output is not None:
-        output_folder(options.output)
-    report = measure(config_from_arguments(arguments, DEFAULT_SHAPE), options)
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        console = Console()
-        for table in tables(report):
-            console.print(table)
-    if options.output is not None:
-        for path in write(report, options.output):
-            print(f"wrote {path}", file=sys.stderr)
+def run(options: MeasureOptions, shape: ShapeOptions, delivery: Delivery) -> None:
+    """Measure, print and write, with a picture where there is matplotlib."""
+    checked_device(options.device)
+    report = measure(config_from_options(shape, DEFAULT_SHAPE), options)
+    deliver("measure", report, tables(report), delivery, options, shape)
+    if delivery.output is not None:
+        picture = plot_report(report, Path(delivery.output) / "measure.png")
+        if picture is not None:
+            print(f"wrote {picture}", file=sys.stderr)
 
 
 def measure(config: DynamicLlavaConfig, options: MeasureOptions) -> dict[str, Any]:
@@ -72,7 +63,7 @@ def measure(config: DynamicLlavaConfig, options: MeasureOptions) -> dict[str, An
     report: dict[str, Any] = {
         "machine": machine_facts(torch.device(options.device)),
         "command": command_line(),
-        "options": {k: v for k, v in dataclasses.asdict(options).items() if k != "output"},
+        "options": dataclasses.asdict(options),
     }
     # In front of the models of this process, so that a GPU never holds both.
     if "peak" in options.modes:
@@ -102,7 +93,7 @@ def _timed(pair, options: MeasureOptions) -> dict[str, list[dict[str, Any]]]:
     for mode in (mode for mode in plan if mode in options.modes):
         case, arguments = plan[mode]
         results[mode] = []
-        for values in tqdm(arguments, desc=mode, leave=False):
+        for values in tqdm(arguments, desc=mode, leave=False, disable=None):
             results[mode].extend(case(pair, options, *values))
     return results
 
@@ -110,7 +101,7 @@ def _timed(pair, options: MeasureOptions) -> dict[str, list[dict[str, Any]]]:
 def _peaks(config: DynamicLlavaConfig, options: MeasureOptions) -> list[dict[str, Any]]:
     """Peak memory of both models at each batch size, each in its own process."""
     cases = []
-    for batch in tqdm(options.full_batch_sizes, desc="peak", leave=False):
+    for batch in tqdm(options.full_batch_sizes, desc="peak", leave=False, disable=None):
         sides = {
             side: measure_peak(
                 config,
@@ -127,11 +118,3 @@ def _peaks(config: DynamicLlavaConfig, options: MeasureOptions) -> list[dict[str
         }
         cases.append({"batch": batch, "text_tokens": options.prompt_lengths[0], **sides})
     return cases
-
-
-def write(report: dict[str, Any], folder: Path) -> list[Path]:
-    """`measure.json` and, where there is something to plot and matplotlib to plot it, `measure.png`."""
-    path = folder / "measure.json"
-    write_atomically(path, json.dumps(report, indent=2) + "\n")
-    picture = plot_report(report, folder / "measure.png")
-    return [path] if picture is None else [path, picture]

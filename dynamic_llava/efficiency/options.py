@@ -1,112 +1,174 @@
-"""The options of `python -m dynamic_llava.efficiency measure`."""
+"""The keys of `dynamic-llava efficiency`, and shapes of models by name; without torch, so that help answers at once."""
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
+from typing import Any
 
-from ..cli import listed, seed, text, whole
-from .option_flags import DTYPES, check_options, flag_of
-from .shapes import add_rate_arguments, add_shape_arguments
+from ..config import option
 
-DEFAULT_SHAPE = "small"
+CLIP_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+# 576 image tokens as in LLaVA-1.5, a tower small enough not to hide the decoder.
+CLIP_SMALL = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+CLIP_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def _shape(vision: dict[str, int], image_size: int, predictor_dim: int, **text: int) -> dict[str, dict[str, int]]:
+    vision = {**vision, "image_size": image_size, "patch_size": 14}
+    return {"text": text, "vision": vision, "sparsity": {"predictor_dim": predictor_dim}}
+
+
+SHAPES: dict[str, dict[str, dict[str, int]]] = {
+    "7b": _shape(
+        CLIP_LARGE,
+        336,
+        512,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        vocab_size=32064,
+    ),
+    "13b": _shape(
+        CLIP_LARGE,
+        336,
+        512,
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        vocab_size=32064,
+    ),
+    # 270 M parameters: the smallest at which a CPU's times follow the FLOPs and the bytes moved.
+    "small": _shape(
+        CLIP_SMALL,
+        336,
+        512,
+        hidden_size=1024,
+        intermediate_size=2752,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        vocab_size=32064,
+    ),
+    "tiny": _shape(
+        CLIP_TINY,
+        56,
+        16,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        vocab_size=128,
+    ),
+}
+
+DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("prefill", "decode", "no_cache", "peak")
-LEAST = {"repeats": 1, "steps": 1, "warmup": 0, "case_seconds": 1, "threads": 0}
+COUNTS, TOKENS, SEEDS, RATES = "[1, inf)", "[0, 131072]", "[0, 4294967296)", "(0, 1]"
+# Beyond every model, and still counted at once.
+WIDTHS, LAYERS = "[1, 1048576]", "[1, 10000]"
+
+
+def _width(help: str, section: str, name: str, interval: str = WIDTHS) -> Any:
+    return option(None, help, interval, sets=(section, name))
+
+
+@dataclass(frozen=True)
+class ShapeOptions:
+    """Which model: a checkpoint's shape, or one by name with some of its numbers set otherwise."""
+
+    model: str | None = option(None, "take the shape of this checkpoint folder; weights are not read")
+    shape: str | None = option(None, f"{', '.join(SHAPES)} (7b for flops, else small)")
+    hidden: int | None = _width("width of the decoder", "text", "hidden_size")
+    intermediate: int | None = _width("width of the decoder's MLP", "text", "intermediate_size")
+    layers: int | None = _width("decoder layers", "text", "num_hidden_layers", LAYERS)
+    heads: int | None = _width("attention heads of the decoder", "text", "num_attention_heads")
+    kv_heads: int | None = _width("key/value heads of the decoder", "text", "num_key_value_heads")
+    vocab: int | None = _width("vocabulary of the decoder", "text", "vocab_size", "[2, 1048576]")
+    image_size: int | None = _width("pixels of an image's side; the patch is 14", "vision", "image_size")
+    sparse_layer: int | None = _width("dense decoder layers in front", "sparsity", "sparse_layer")
+    predictor_dim: int | None = _width("width of the predictors", "sparsity", "predictor_dim")
+
+
+#: Numbers of a shape by option: the part of the configuration, and the name there.
+OVERRIDES = {item.name: item.metadata["sets"] for item in fields(ShapeOptions) if "sets" in item.metadata}
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where the report goes."""
+
+    output: str | None = option(None, "folder for the report, and the options that made it")
+    json: bool = option(False, "print JSON instead of a table")
+
+
+@dataclass(frozen=True)
+class FlopsOptions:
+    """What is counted."""
+
+    prompt: int = option(64, "text tokens of the prompt", TOKENS)
+    images: int = option(1, "images of the prompt", TOKENS)
+    output_length: int = option(1000, "tokens written", "[1, 131072]")
+    dtype_bytes: int = option(2, "bytes of a KV number", "[1, 16]")
+    image_keep_rate: float | None = option(None, "fraction of image tokens kept (the configuration's)", RATES)
+    output_keep_rate: float | None = option(None, "fraction of output tokens kept (the configuration's)", RATES)
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
     """What is measured, and how often.
 
-    Attributes:
-        modes: of `MODES`.
-        batch_sizes: rows in `decode`.
-        full_batch_sizes: rows where whole prompts are computed: `prefill`, `no_cache`, `peak`.
-        prompt_lengths: text tokens beside the image; `decode`, `no_cache` and `peak` take the first.
-        output_lengths: positions at which `decode` and `peak` look, ascending.
-        no_cache_lengths: lengths of generations without a cache.
-        repeats: timed pairs of `prefill` and of `no_cache`.
-        steps: timed pairs of decode steps at each output length.
-        warmup: pairs in front of them that are not counted.
-        case_seconds: a timing that has taken longer makes do with `timing.LEAST_PAIRS` pairs; three times as long for
-            `prefill`, which is one timing.
-        output: folder of `measure.json` and `measure.png`; None writes nothing.
+    A timing that has taken longer than `case_seconds` makes do with `timing.LEAST_PAIRS` pairs; `prefill`, which is one
+    timing, than three times as long.
     """
 
-    modes: tuple[str, ...] = MODES
-    batch_sizes: tuple[int, ...] = (1, 8)
-    full_batch_sizes: tuple[int, ...] = (1,)
-    prompt_lengths: tuple[int, ...] = (64,)
-    output_lengths: tuple[int, ...] = (64, 512, 1000)
-    no_cache_lengths: tuple[int, ...] = (256,)
-    image_keep_rate: float | None = None
-    output_keep_rate: float | None = None
-    repeats: int = 9
-    steps: int = 16
-    warmup: int = 2
-    case_seconds: int = 10
-    dtype: str = "float32"
-    device: str = "cpu"
-    attention: str = "sdpa"
-    threads: int = 0
-    seed: int = 0
-    output: Path | None = None
+    modes: list[str] = option(MODES, "what is measured", choices=MODES, commas=True)
+    batch_sizes: list[int] = option((1, 8), "rows of a decode step", COUNTS, commas=True)
+    full_batch_sizes: list[int] = option((1,), "rows of prefill, no_cache and peak", COUNTS, commas=True)
+    prompt_lengths: list[int] = option(
+        (64,), "text tokens beside the image; decode, no_cache and peak take the first", COUNTS, commas=True
+    )
+    output_lengths: list[int] = option((64, 512, 1000), "output positions of decode and peak", COUNTS, commas=True)
+    no_cache_lengths: list[int] = option((256,), "lengths of generations without a cache", COUNTS, commas=True)
+    image_keep_rate: float | None = option(None, "fraction of image tokens kept (the configuration's)", RATES)
+    output_keep_rate: float | None = option(None, "fraction of output tokens kept (the configuration's)", RATES)
+    repeats: int = option(9, "timed pairs of prefill and no_cache", COUNTS)
+    steps: int = option(16, "timed pairs of decode steps at each length", COUNTS)
+    warmup: int = option(2, "pairs before them that are not counted", "[0, inf)")
+    case_seconds: int = option(10, "after these a timing makes do with 5 pairs (prefill: thrice these)", COUNTS)
+    dtype: str = option("float32", "of weights and activations", choices=DTYPES)
+    device: str = option("cpu", "cpu, cuda, cuda:1")
+    attention: str = option("sdpa", "sdpa or eager")
+    threads: int = option(0, "torch threads; 0 leaves torch's choice", "[0, inf)")
+    seed: int = option(0, "of the weights and the tokens", SEEDS)
 
     def __post_init__(self) -> None:
-        for mode in self.modes:
-            if mode not in MODES:
-                raise ValueError(f"Unknown mode {mode!r}; use some of {','.join(MODES)}.")
-        for name in ("batch_sizes", "full_batch_sizes", "prompt_lengths", "output_lengths", "no_cache_lengths"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ValueError(f"{flag_of(name)} must be numbers of at least 1, got {getattr(self, name)}.")
-        check_options(self, LEAST)
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> MeasureOptions:
-        """What `add_arguments` has read."""
-        values = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
-        values["output_lengths"] = tuple(sorted(set(values["output_lengths"])))
-        return cls(**values)
+        object.__setattr__(self, "output_lengths", sorted(set(self.output_lengths)))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `measure`."""
-    add_shape_arguments(parser, DEFAULT_SHAPE)
-    default = MeasureOptions()
-    lists = (
-        ("batch_sizes", "rows of a decode step"),
-        ("full_batch_sizes", "rows of prefill, no_cache and peak"),
-        ("prompt_lengths", "text tokens of the prompt, beside its image"),
-        ("output_lengths", "output positions of decode and peak"),
-        ("no_cache_lengths", "lengths of generations without a cache"),
-    )
-    for name, about in lists:
-        value = getattr(default, name)
-        shown = ",".join(map(str, value))
-        parser.add_argument(
-            flag_of(name), type=listed(whole()), default=value, metavar="N,N", help=f"{about} (default: {shown})"
-        )
-    parser.add_argument("--modes", type=listed(str), default=default.modes, help=f"of {','.join(MODES)} (default: all)")
-    add_rate_arguments(parser)
-    numbers = (
-        ("repeats", "timed pairs of prefill and no_cache"),
-        ("steps", "timed pairs of decode steps at each length"),
-        ("warmup", "pairs before them that are not counted"),
-        ("case_seconds", "after these a timing makes do with 5 pairs (prefill: thrice these)"),
-        ("threads", "torch threads; 0 leaves torch's choice"),
-        ("seed", "of the weights and the tokens"),
-    )
-    for name, about in numbers:
-        value = getattr(default, name)
-        kind = seed if name == "seed" else whole(LEAST[name])
-        parser.add_argument(flag_of(name), type=kind, default=value, metavar="N", help=f"{about} (default: {value})")
-    parser.add_argument("--dtype", default=default.dtype, help=f"one of {', '.join(DTYPES)} (default: {default.dtype})")
-    parser.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--attention", default=default.attention, help="sdpa or eager (default: sdpa)")
-    parser.add_argument("--output", type=_folder, metavar="FOLDER", help="write measure.json and measure.png there")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+@dataclass(frozen=True)
+class StepOptions:
+    """What a measured step holds: one image and a prompt per row, and an answer of `output_tokens`."""
+
+    batch: int = option(1, "rows", COUNTS)
+    text_tokens: int = option(64, "text tokens of the prompt", COUNTS)
+    output_tokens: int = option(128, "tokens of the answer", COUNTS)
+    repeats: int = option(5, "timed pairs", COUNTS)
+    dtype: str = option("float32", "of weights and activations", choices=DTYPES)
+    device: str = option("cpu", "cpu, cuda, cuda:1")
+    attention: str = option("sdpa", "sdpa or eager")
+    gradient_checkpointing: bool = option(False, "activations are computed again in the backward")
+    seed: int = option(0, "of the weights and the tokens", SEEDS)
 
 
-def _folder(name: str) -> Path:
-    return Path(text(name))
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored: one image, a prompt of `text_tokens`, and an answer of `output_tokens`."""
+
+    text_tokens: int = option(64, "text tokens of the prompt", COUNTS)
+    output_tokens: int = option(200, "tokens of the answer", "[2, inf)")
+    repeats: int = option(3, "timed pairs", COUNTS)
+    dtype: str = option("float32", "of weights and activations", choices=DTYPES)
+    device: str = option("cpu", "cpu, cuda, cuda:1")
+    attention: str = option("sdpa", "sdpa or eager")
+    seed: int = option(0, "of the weights and the tokens", SEEDS)

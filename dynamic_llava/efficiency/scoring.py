@@ -1,11 +1,9 @@
-"""`python -m dynamic_llava.efficiency score`: perplexity of an answer in one forward, and by cached decoding."""
+"""`dynamic-llava efficiency score`: perplexity of an answer in one forward, and by cached decoding."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,45 +11,24 @@ from rich.table import Table
 from torch import Tensor
 
 from ..cache import SparseCache
+from ..config import command_line
 from ..configuration_dynamic_llava import DynamicLlavaConfig
-from ..machine import machine_facts
+from ..machine import checked_device, machine_facts
 from ..token_masks import IGNORE_INDEX
+from .delivery import deliver
 from .model_pair import build_pair, prompt_inputs, random_tokens
-from .option_flags import add_option_flags, check_options, command_line, deliver, read_options
-from .shapes import config_from_arguments
+from .options import Delivery, ScoreOptions, ShapeOptions
+from .shapes import config_from_options
 from .timing import time_pairs
 
 DEFAULT_SHAPE = "small"
-FILE_NAME = "score.json"
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """What is scored: one image, a prompt of `text_tokens`, and an answer of `output_tokens`."""
-
-    text_tokens: int = 64
-    output_tokens: int = 200
-    repeats: int = 3
-    dtype: str = "float32"
-    device: str = "cpu"
-    attention: str = "sdpa"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_options(self, {"text_tokens": 1, "output_tokens": 2, "repeats": 1})
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `score`."""
-    add_option_flags(parser, ScoreOptions, DEFAULT_SHAPE, FILE_NAME)
-
-
-def run(arguments: argparse.Namespace) -> None:
+def run(options: ScoreOptions, shape: ShapeOptions, delivery: Delivery) -> None:
     """Measure, print and write."""
-    options = read_options(ScoreOptions, arguments)
-    deliver(
-        measure_scoring(config_from_arguments(arguments, DEFAULT_SHAPE), options), arguments, score_table, FILE_NAME
-    )
+    checked_device(options.device)
+    report = measure_scoring(config_from_options(shape, DEFAULT_SHAPE), options)
+    deliver("score", report, [score_table(report)], delivery, options, shape)
 
 
 def measure_scoring(config: DynamicLlavaConfig, options: ScoreOptions) -> dict[str, Any]:

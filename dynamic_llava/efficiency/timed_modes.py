@@ -49,7 +49,7 @@ def measure_prefill(pair: Pair, options: MeasureOptions, batch: int, text_tokens
 def measure_decode(pair: Pair, options: MeasureOptions, batch: int, text_tokens: int) -> Iterator[dict[str, Any]]:
     """Time per output token at each output length, and the KV memory held there.
 
-    The timed steps are among the last ones up to the length; see `contexts` for how the caches come there.
+    The timed steps are among the last ones up to the length; see `filled_cache` for how the caches come there.
     """
     dense, ours = (Context(model, text_tokens, batch) for model in (pair.dense, pair.ours))
     for length in options.output_lengths:

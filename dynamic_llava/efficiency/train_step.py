@@ -1,11 +1,9 @@
-"""`python -m dynamic_llava.efficiency train`: a training step of stock LLaVA and of ours, masked and pruned."""
+"""`dynamic-llava efficiency train`: a training step of stock LLaVA and of ours, masked and pruned."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,17 +11,18 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..config import command_line
 from ..configuration_dynamic_llava import DynamicLlavaConfig
-from ..machine import machine_facts
+from ..machine import checked_device, machine_facts
 from ..token_masks import IGNORE_INDEX
+from .delivery import deliver
 from .measure_report import ratio_text
 from .model_pair import Pair, build_pair, prompt_inputs, random_tokens
-from .option_flags import add_option_flags, check_options, command_line, deliver, read_options
-from .shapes import config_from_arguments
+from .options import Delivery, ShapeOptions, StepOptions
+from .shapes import config_from_options
 from .timing import time_pairs
 
 DEFAULT_SHAPE = "small"
-FILE_NAME = "train.json"
 # Ways to train that are measured, as keys of `SparsityConfig`.
 MODES: dict[str, dict[str, Any]] = {
     "masked": {"sparse_training": "masked"},
@@ -32,33 +31,11 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class StepOptions:
-    """What a measured step holds: one image and a prompt per row, and an answer of `output_tokens`."""
-
-    batch: int = 1
-    text_tokens: int = 64
-    output_tokens: int = 128
-    repeats: int = 5
-    dtype: str = "float32"
-    device: str = "cpu"
-    attention: str = "sdpa"
-    gradient_checkpointing: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_options(self, dict.fromkeys(("batch", "text_tokens", "output_tokens", "repeats"), 1))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `train`."""
-    add_option_flags(parser, StepOptions, DEFAULT_SHAPE, FILE_NAME)
-
-
-def run(arguments: argparse.Namespace) -> None:
+def run(options: StepOptions, shape: ShapeOptions, delivery: Delivery) -> None:
     """Measure, print and write."""
-    options = read_options(StepOptions, arguments)
-    deliver(measure_steps(config_from_arguments(arguments, DEFAULT_SHAPE), options), arguments, step_table, FILE_NAME)
+    checked_device(options.device)
+    report = measure_steps(config_from_options(shape, DEFAULT_SHAPE), options)
+    deliver("train", report, [step_table(report)], delivery, options, shape)
 
 
 def measure_steps(config: DynamicLlavaConfig, options: StepOptions) -> dict[str, Any]:
@@ -81,7 +58,7 @@ def measure_steps(config: DynamicLlavaConfig, options: StepOptions) -> dict[str,
         "dense_saved_bytes": saved_bytes(dense, pair.dense),
         "modes": {},
     }
-    for mode, keys in tqdm(MODES.items(), desc="steps", leave=False):
+    for mode, keys in tqdm(MODES.items(), desc="steps", leave=False, disable=None):
         vars(pair.ours.model.language_model.sparsity).update(keys)
         ours = _step(pair.ours, inputs, options)
         saved = saved_bytes(ours, pair.ours)

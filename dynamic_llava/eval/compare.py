@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.eval compare RUN...`: evaluations side by side with the paper's figures.
+"""`dynamic-llava compare RUN...`: evaluations side by side with the paper's figures.
 
 Writes `compare.md` and `compare.html` and prints the former. A figure that differs from the paper's by more than the
 tolerance is marked ▲ (higher) or ▼ (lower); dense models are compared with the paper's dense row, others with I|T.
@@ -6,12 +6,13 @@ tolerance is marked ▲ (higher) or ▼ (lower); dense models are compared with 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli import Parser, real, text
+from ..config import Command, option
+from ..errors import run_command
 from ..files import output_folder, write_atomically
 from ..reading import read_json_object
 from .compare_page import Comparison, Section, render_html, render_markdown
@@ -176,17 +177,26 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def run(arguments: Sequence[str]) -> None:
-    """The command line of `compare`."""
-    parser = Parser(
-        prog="python -m dynamic_llava.eval compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=text, help="results.json of evaluations, or the folders that hold them")
-    parser.add_argument("--output", type=text, help="folder for compare.md and .html (default: that of the first run)")
-    parser.add_argument("--tolerance", type=real(0, 100), default=0.01, help="relative difference marked (0.01)")
-    args = parser.parse_args(arguments)
+@dataclass
+class CompareOptions:
+    """What is compared."""
+
+    runs: list[str] = option(help="results.json of evaluations, or the folders that hold them", positional=True)
+    output: str | None = option(None, "folder for compare.md and .html (that of the first run)")
+    tolerance: float = option(0.01, "relative difference from the paper that is marked", "[0, 100]")
+
+
+COMMAND = Command("compare", __doc__, (CompareOptions,))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status, see `errors.ExitStatus`."""
+    return run_command(run, arguments)
+
+
+def run(words: Sequence[str] | None = None) -> None:
+    """Compare what the command line names."""
+    (args,) = COMMAND.parse(words)
     runs = load_runs(args.runs)
     comparison = compare(runs, read_json_object(PAPER, "record of the paper's figures"), args.tolerance)
     folder = output_folder(args.output or runs[0].path.parent)

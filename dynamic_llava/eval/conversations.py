@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +14,9 @@ from PIL import Image
 
 from ..data.opening import open_picture
 from ..reading import inside, read_json
+from .conversation_files import ROOT_VARIABLE, SECTION, ConversationFile
 
-ROOT_VARIABLE = "DYNAMIC_LLAVA_DATA_ROOT"
 DEFAULT_ROOT = "data/shapes"
-SHAPES_BUILD = "python -m dynamic_llava.data.shapes --output {root}"
-GENERATION_BUILD = "python eval/build_generation_benchmarks.py --output {root} ..."
-
-
-@dataclass(frozen=True)
-class ConversationFile:
-    """The file of a task below the data root, and the command that makes it.
-
-    `scored` tells that the perplexity of its answers is reported, `meteor` that generated ones are compared with them.
-    """
-
-    name: str
-    build: str
-    scored: bool = False
-    meteor: bool = False
-
-    def require(self, root: Path) -> Path:
-        """Its path below `root`; `FileNotFoundError` with the command that builds it."""
-        path = root / self.name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"No data: {path} is missing. Build it with `{self.build.format(root=root)}`, "
-                f"or point --data-root (or ${ROOT_VARIABLE}) to it."
-            )
-        return path
-
-
-FILES = {
-    "shapes_vqa": ConversationFile("test_vqa.json", SHAPES_BUILD),
-    "shapes_describe": ConversationFile("test_describe.json", SHAPES_BUILD, scored=True),
-    **{
-        name: ConversationFile(f"{name}.json", GENERATION_BUILD, scored=True, meteor=True)
-        for name in ("lvis_vqa", "lvis_vqa_multi", "sharegpt4v_vqa")
-    },
-}
 
 
 def data_root() -> Path:
@@ -74,8 +38,8 @@ def data_root_at(root: str | Path | None) -> Iterator[None]:
             os.environ[ROOT_VARIABLE] = before
 
 
-def read_documents(root: Path, task: str) -> list[dict[str, Any]]:
-    """One document (id, image, kind, questions, answers) per conversation of a task's file; `question` and `answer` are
+def read_documents(root: Path, file: ConversationFile) -> list[dict[str, Any]]:
+    """One document (id, image, kind, questions, answers) per conversation of a file; `question` and `answer` are
     those of the first round.
 
     Raises:
@@ -83,7 +47,7 @@ def read_documents(root: Path, task: str) -> list[dict[str, Any]]:
         ValueError: a conversation is not questions and answers in turn, about one picture, or the picture's name leads
             out of `root` without being a whole path.
     """
-    path = FILES[task].require(root)
+    path = file.require(root)
     samples = read_json(path, "file of conversations")
     if not isinstance(samples, list) or not samples:
         raise ValueError(f"{path} is not LLaVA conversation JSON: it holds no list of samples.")
@@ -135,23 +99,45 @@ def next_question(
 
 
 class ConversationTask(ConfigurableTask):
-    """A YAML task named in `FILES`, read from a local folder.
+    """A YAML task with the section `conversations`, read from a local folder.
 
     Changes from `ConfigurableTask`:
-        - `download` reads the JSON below `data_root()`: no hub, no cache folder, no retries on a missing file.
+        - what the section says fills in questions, answers and scores (`with_conversations`);
+        - `download` reads the JSON below `data_root()`: no hub, no cache folder, no retries on a missing file;
         - `doc_to_visual` opens the picture below the same root.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.root = data_root()
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        self.file = ConversationFile.of(config.get(SECTION), str(config.get("task")))
+        super().__init__(config=with_conversations(config, self.file))
 
     def download(self, dataset_kwargs: dict[str, Any] | None) -> None:
         """Fill `dataset` and `dataset_no_image`; the documents hold paths, so that both are the same."""
-        documents = datasets.Dataset.from_list(read_documents(self.root, self.config.task))
+        documents = datasets.Dataset.from_list(read_documents(self.root, self.file))
         self.dataset = datasets.DatasetDict({self.config.test_split: documents})
         self.dataset_no_image = self.dataset
 
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Image.Image]:
         """The one picture of the document."""
         return [open_picture(self.root / doc["image"])]
+
+
+def with_conversations(config: dict[str, Any], file: ConversationFile) -> dict[str, Any]:
+    """A task's configuration with what its `file` says of it; what it sets itself stays.
+
+    Raises:
+        ValueError: an unknown metric.
+    """
+    score, figures = file.scorer(str(config.get("task")))
+    filled = {
+        "test_split": "test",
+        "output_type": "generate_until_multi_round" if file.rounds else "generate_until",
+        "doc_to_text": next_question if file.rounds else "question",
+        "doc_to_target": "answers" if file.rounds else "answer",
+        "process_results": score,
+        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in figures],
+        **{key: value for key, value in config.items() if key not in ("class", SECTION)},
+    }
+    filled["generation_kwargs"] = {"do_sample": False, "until": [], **(config.get("generation_kwargs") or {})}
+    return filled

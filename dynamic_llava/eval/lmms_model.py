@@ -18,13 +18,13 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
-from tqdm import tqdm
 from transformers import StoppingCriteriaList
 
 from ..checkpoints.loaded import LoadedModel, SparsitySettings, load_model
 from ..data.opening import for_processor
 from ..data.prompts import cut_at_stops, encode_prompts, generation_arguments, stop_strings
 from ..rules import LEARNED
+from ..screen import progress
 from .answers import Answer
 from .costs import RequestRecord, Stopwatch
 from .multi_round import COUNTS, Conversation, hold_conversations, question_of_round
@@ -101,7 +101,7 @@ class DynamicLlava(lmms):
         batches = plan_batches(keys, [len(r.args[0]) for r in requests], self.batch_size)
         stored_under = self._response_keys(requests) if self.store is not None else []
         answers: dict[int, Answer] = {}
-        with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
+        with progress(len(requests), "Answering", self.rank == 0) as bar:
             for indices in batches:
                 batch = [requests[i] for i in indices]
                 if self.store is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 STOCK_PREFIX = "stock:"
 
@@ -36,8 +37,8 @@ SHORT_NAMES = {
     "llava_bench": ShortName("llava_in_the_wild", "llava-in-the-wild"),
 }
 
-# Tasks of this project (the folder tasks).
-OWN_TASKS = ("lvis_vqa", "lvis_vqa_multi", "sharegpt4v_vqa", "shapes_vqa", "shapes_describe")
+# Tasks of this project.
+OWN_TASKS = tuple(sorted(path.stem for path in Path(__file__).with_name("tasks").glob("*.yaml")))
 # Tasks whose answers a judge matches with the options, and the same tasks with lmms-eval's static matching.
 STATIC_SCORERS = {"mmbench_en_dev": "mmbench_en_dev_static", "mmbench_cn_dev": "mmbench_cn_dev_static"}
 # Open answers: nothing but a judge can score them.

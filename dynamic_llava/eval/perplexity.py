@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from ..checkpoints.loaded import LoadedModel, SparsitySettings
 from ..data.collator import LlavaCollator
 from ..data.dataset import LlavaJsonDataset
+from ..screen import progress
 from ..token_masks import IGNORE_INDEX, image_token_mask
 
 
@@ -131,11 +131,13 @@ def score_answers(
     collator = LlavaCollator(loaded.processor, padding_side="right")
     torch.manual_seed(seed)
     scores: list[SampleScore] = []
-    for batch in tqdm(DataLoader(dataset, batch_size=batch_size, collate_fn=collator), desc="Scoring"):
-        batch = {name: value.to(loaded.device) for name, value in batch.items()}
-        if batch.get("pixel_values") is not None:
-            batch["pixel_values"] = batch["pixel_values"].to(loaded.model.dtype)
-        scores += _score_batch(loaded, batch, kwargs)
+    with progress(len(dataset), "Scoring") as bar:
+        for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator):
+            batch = {name: value.to(loaded.device) for name, value in batch.items()}
+            if batch.get("pixel_values") is not None:
+                batch["pixel_values"] = batch["pixel_values"].to(loaded.model.dtype)
+            scores += _score_batch(loaded, batch, kwargs)
+            bar.update(len(batch["input_ids"]))
     return AnswerScores(tuple(scores))
 
 

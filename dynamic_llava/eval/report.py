@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.eval.report --run RUN`: the run against its dense base and against random selection.
+"""`dynamic-llava report --run RUN`: the run against its dense base and against random selection.
 
 Writes `report.json`, `report.html` (self-contained) and the pictures in it as PNG, and prints the table.
 """
@@ -7,33 +7,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..cli import Parser, seed, text, whole
+from ..config import Command, option, save
 from ..errors import run_command
+from ..files import output_folder
 from ..packages import require_package
+from ..screen import hush_libraries
+from .keys import DTYPES, SEEDS
 
 
-def build_parser() -> Parser:
-    """The command line."""
-    parser = Parser(prog="python -m dynamic_llava.eval.report", description=__doc__)
-    parser.add_argument("--run", type=text, required=True, help="folder of a Dynamic-LLaVA run")
-    parser.add_argument("--base", type=text, default="assets/tiny-llava", help="its dense base (default %(default)s)")
-    parser.add_argument("--data-root", type=text, help="folder of the shapes data (default data/shapes)")
-    parser.add_argument("--output", type=text, help="folder of the report (default RUN/report)")
-    parser.add_argument("--batch-size", type=whole(), default=32)
-    parser.add_argument("--limit", type=whole(), help="first questions only")
-    parser.add_argument("--descriptions", type=whole(), help="first descriptions only")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the random rows")
-    parser.add_argument("--dtype", type=text, default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--device", type=text, help="torch device; default: the GPU where there is one")
-    parser.add_argument("--tasks-dir", type=text, help="folder of further task YAML")
-    return parser
+@dataclass
+class ReportOptions:
+    """What is reported on."""
+
+    run: str = option(help="folder of a Dynamic-LLaVA run")
+    base: str = option("assets/tiny-llava", "its dense base")
+    data_root: str | None = option(None, "folder of the shapes data (data/shapes)")
+    output: str | None = option(None, "folder of the report (RUN/report)")
+    batch_size: int = option(32, range="[1, inf)")
+    limit: int | None = option(None, "first questions only", "[1, inf)")
+    descriptions: int | None = option(None, "first descriptions only", "[1, inf)")
+    seed: int = option(0, "of the random rows", SEEDS)
+    dtype: str = option("auto", "of the weights", choices=DTYPES)
+    device: str | None = option(None, "torch device (the GPU where there is one)")
+    tasks_dir: str | None = option(None, "folder of further task YAML")
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
+COMMAND = Command("report", __doc__, (ReportOptions,))
+
+
+def run(words: Sequence[str] | None = None) -> None:
     """Make the report that the command line asks for."""
-    args = build_parser().parse_args(arguments)
+    (args,) = COMMAND.parse(words)
     require_package("lmms_eval", "The report")
+    hush_libraries()
     # Imported here: wrong arguments and a missing package answer before lmms-eval is loaded.
     from .conversations import data_root_at
     from .report_rows import VQA_TASK, make_report
@@ -43,6 +51,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     with data_root_at(args.data_root):
         output = args.output or f"{args.run}/report"
         make_report(args.run, args.base, output, options, args.descriptions, args.dtype, args.device)
+        save(output_folder(output), args)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..checkpoints.loaded import LoadedModel, SparsitySettings, environment, load_model
@@ -17,9 +16,11 @@ from ..data.opening import open_picture
 from ..efficiency.flops import image_tokens_per_image, kv_cache_bytes, predictor_flops, prefill_flops
 from ..files import output_folder, write_atomically
 from ..rules import LEARNED
+from ..screen import console, progress
 from ..visualize.drawing import PatchView, WordView, patch_sheet, word_sheet
 from ..visualize.views import view_patches, view_words
-from .conversations import FILES, data_root, read_documents
+from .conversation_files import conversation_files
+from .conversations import data_root, read_documents
 from .perplexity import AnswerScores, score_answers
 from .report_html import COLUMNS, format_cells, render_html
 from .runner import EvaluationOptions, check_data, evaluate_tasks
@@ -66,7 +67,7 @@ def evaluate_row(
     root = data_root()
     scores = score_answers(
         loaded,
-        FILES[DESCRIBE_TASK].require(root),
+        conversation_files()[DESCRIBE_TASK].require(root),
         root,
         settings,
         options.batch_size,
@@ -124,7 +125,7 @@ def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> lis
     root = data_root()
     chosen: dict[str, dict[str, str]] = {}
     seen: set[str] = set()
-    for document in read_documents(root, VQA_TASK):
+    for document in read_documents(root, conversation_files()[VQA_TASK]):
         if document["kind"] not in chosen and document["image"] not in seen:
             chosen[document["kind"]] = document
             seen.add(document["image"])
@@ -139,7 +140,7 @@ def patch_views(loaded: LoadedModel, seed: int, count: int = PATCH_VIEWS) -> lis
 def word_view(loaded: LoadedModel) -> WordView:
     """Kept words of the description that the model writes for the first held-out picture."""
     root = data_root()
-    document = read_documents(root, DESCRIBE_TASK)[0]
+    document = read_documents(root, conversation_files()[DESCRIBE_TASK])[0]
     return view_words(loaded, open_picture(root / document["image"]), document["question"])
 
 
@@ -176,7 +177,7 @@ def make_report(
     Raises:
         ValueError: `base` is not dense, or `run` is.
     """
-    check_data([VQA_TASK, DESCRIBE_TASK])
+    check_data([VQA_TASK, DESCRIBE_TASK], None)
     folder = output_folder(output)
     sparse = load_model(run, dtype, device)
     # Both are shown their pictures in the same way: in the run's.
@@ -185,11 +186,10 @@ def make_report(
         if model.is_dense != dense:
             wanted = "--base must be a dense LLaVA" if dense else "--run must be a Dynamic-LLaVA checkpoint"
             raise ValueError(f"{wanted}; {model.path} is a {model.model.config.model_type!r} model.")
-    console = Console()
     rows = []
     for row in ROWS:
-        console.print(f"[bold]{row.label}[/bold]")
-        rows.append(evaluate_row(row, loaded[row.dense], options, num_descriptions))
+        with progress(0, row.label):
+            rows.append(evaluate_row(row, loaded[row.dense], options, num_descriptions))
     add_ratios(rows)
     report = {
         "run": run,
@@ -208,6 +208,5 @@ def make_report(
     report["description"] = {"question": words.question, "pieces": words.pieces, "kept": words.kept}
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
     write_atomically(folder / "report.html", render_html(report, folder))
-    console.print(screen_table(rows))
-    console.print(f"Report: {folder / 'report.html'}")
+    console().print(screen_table(rows), f"Report: {folder / 'report.html'}")
     return report

@@ -15,16 +15,18 @@ from lmms_eval.api.model import lmms
 
 from ..checkpoints.loaded import LoadedModel, SparsitySettings
 from ..files import output_folder, write_atomically
-from .conversations import FILES, data_root
+from ..screen import progress
+from .conversation_files import conversation_files
+from .conversations import data_root
 from .costs import summarize
 from .generation_metrics import corpus_metrics, table_3
 from .llava_prompts import OCR_TASK
 from .lmms_model import DynamicLlava
-from .local.prepare import local_files, require_ocr_tokens
+from .local.files import local_files, require_ocr_tokens
 from .meteor import require_wordnet
 from .perplexity import score_answers
 from .responses import ResponseStore
-from .task_index import BenchmarkTasks, check_hub_access, leaf_tasks, plain_errors, task_manager_for
+from .task_index import BenchmarkTasks, check_hub_access, leaf_tasks, plain_errors, task_manager_for, without_bars
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,14 @@ class Evaluation:
         }
 
 
-def check_data(tasks: Sequence[str]) -> None:
+def check_data(tasks: Sequence[str], tasks_dir: str | None) -> None:
     """`FileNotFoundError` where the data of a task in conversation JSON is missing, before a model is loaded; so it is
     where generated answers are compared by METEOR and its word lists are missing."""
-    for task in tasks:
-        if task in FILES:
-            FILES[task].require(data_root())
-            if FILES[task].meteor:
-                require_wordnet()
+    files = conversation_files(tasks_dir)
+    for file in (files[task] for task in tasks if task in files):
+        file.require(data_root())
+        if file.meteor:
+            require_wordnet()
 
 
 def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
@@ -102,7 +104,7 @@ def check_tasks(options: EvaluationOptions) -> BenchmarkTasks:
             needed.
     """
     manager = task_manager_for(options.tasks, options.tasks_dir, llava_prompts=options.llava_prompts)
-    check_data(options.tasks)
+    check_data(options.tasks, options.tasks_dir)
     leaves = [leaf for task in options.tasks for leaf in leaf_tasks(manager, task)]
     if "mme" in leaves and (options.limit or 0) % 2:
         raise ValueError(f"MME scores pairs of questions; --limit must be even, got {options.limit}.")
@@ -125,7 +127,7 @@ def run_lmms(lm: lmms, manager: BenchmarkTasks, options: EvaluationOptions, outp
 
     # Some tasks write files beside their scores and ask for the command line's output folder.
     submissions = argparse.Namespace(output_path=str(output), process_with_media=False) if output else None
-    with plain_errors(options.tasks):
+    with plain_errors(options.tasks), without_bars():
         results = simple_evaluate(
             model=lm,
             tasks=list(options.tasks),
@@ -160,26 +162,28 @@ def evaluate_tasks(
     """
     manager = manager or check_tasks(options)
     lm = DynamicLlava(loaded, **asdict(settings), batch_size=options.batch_size, store=store, seed=options.seed)
-    results = run_lmms(lm, manager, options, output)
-    records = lm.gathered_records()
-    if lm.rank != 0:
-        return None
-    metrics = task_metrics(results, options.tasks)
-    for task in options.tasks:
-        if task in FILES and FILES[task].scored:
-            scores = score_answers(
-                loaded,
-                FILES[task].require(data_root()),
-                data_root(),
-                settings,
-                batch_size=options.batch_size,
-                limit=options.limit,
-                seed=options.seed,
-            )
-            found = metrics.setdefault(task, {})
-            found.update(scores.summary())
-            if FILES[task].meteor:
-                found.update(**table_3(loaded, scores), **corpus_metrics(results["samples"][task]))
+    with progress(0, "Evaluating", lm.rank == 0):
+        results = run_lmms(lm, manager, options, output)
+        records = lm.gathered_records()
+        if lm.rank != 0:
+            return None
+        metrics = task_metrics(results, options.tasks)
+        files = conversation_files(options.tasks_dir)
+        for task in (task for task in options.tasks if task in files):
+            if files[task].scored:
+                scores = score_answers(
+                    loaded,
+                    files[task].require(data_root()),
+                    data_root(),
+                    settings,
+                    batch_size=options.batch_size,
+                    limit=options.limit,
+                    seed=options.seed,
+                )
+                found = metrics.setdefault(task, {})
+                found.update(scores.summary())
+                if files[task].meteor:
+                    found.update(**table_3(loaded, scores), **corpus_metrics(results["samples"][task]))
     return Evaluation(
         loaded.path,
         settings,

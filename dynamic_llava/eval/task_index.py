@@ -16,13 +16,15 @@ import yaml
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 from tenacity import RetryError
+from tqdm import tqdm
 
+from .conversation_files import OWN_TASKS_DIR, SECTION
+from .conversations import ConversationTask
 from .llava_prompts import with_llava_prompt
 from .local.task import MODEL_NAME, local_config
 from .mmbench_static import aggregate_cn_static
 from .names import OWN_TASKS, SHORT_NAMES, STATIC_SCORERS, stock_folders
 
-OWN_TASKS_DIR = Path(__file__).with_name("tasks")
 STOCK_TASKS_DIR = Path(lmms_eval.tasks.__file__).parent
 CN_JUDGED = "mmbench_cn_dev"
 CN_STATIC = STATIC_SCORERS[CN_JUDGED]
@@ -69,6 +71,8 @@ class BenchmarkTasks(TaskManager):
 
     def _get_config(self, name: str) -> dict[str, Any]:
         config = super()._get_config(name)
+        if SECTION in config:
+            config.setdefault("class", ConversationTask)
         if name == CN_STATIC:
             metric = {"metric": "gpt_eval_score", "aggregation": aggregate_cn_static, "higher_is_better": True}
             config = {**config, "task": CN_STATIC, "metric_list": [metric, *config["metric_list"][1:]]}
@@ -167,3 +171,23 @@ def plain_errors(tasks: Sequence[str]) -> Iterator[None]:
             f"lmms-eval could not read or score {', '.join(tasks)}: {cause!r}. Where the hub is out of reach, evaluate "
             "local files (--data-root, see eval/prepare_data.py)."
         ) from cause
+
+
+def _no_bar(*args, **kwargs) -> tqdm:
+    return tqdm(*args, **{**kwargs, "disable": True})
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """lmms-eval has no switch for its bars of what takes no time, before and behind the answers."""
+    from lmms_eval import evaluator
+    from lmms_eval.api import task
+
+    before = {module: module.tqdm for module in (evaluator, task)}
+    for module in before:
+        module.tqdm = _no_bar
+    try:
+        yield
+    finally:
+        for module, bar in before.items():
+            module.tqdm = bar

@@ -1,4 +1,4 @@
-"""`python -m dynamic_llava.train --config configs/train/shapes.yaml key=value ...`: the sparsification stage."""
+"""`dynamic-llava train --config shapes key=value ...`: the sparsification stage."""
 
 from __future__ import annotations
 
@@ -6,51 +6,55 @@ import os
 import shlex
 import socket
 import sys
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from ..cli import Parser, text, whole
+from .. import commands
+from ..config import Given, typed
 from ..errors import USER_ERRORS, message_of, run_command
 from ..packages import require_package
-from .config import StageConfig, read_values, resolve
+from .keys import COMMAND, RunOptions
+
+if TYPE_CHECKING:
+    from .config import StageConfig
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train, save, and report where the configuration asks for it. Returns the exit status."""
-    return run_command(_run, arguments)
+    return run_command(run, arguments)
 
 
-def _run(arguments: list[str] | None) -> None:
-    parser = Parser(prog="python -m dynamic_llava.train", description=__doc__)
-    parser.add_argument("--config", required=True, type=text, help="YAML file, see configs/train/")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done: parameters, memory, schedule")
-    parser.add_argument("--ranks", type=whole(), metavar="N", help="with --dry-run: as on N GPUs (default: those here)")
-    parser.add_argument(
-        "--launcher", default="python -m", metavar="WORDS", help="with --dry-run: what the command shown starts with"
-    )
-    parser.add_argument(
-        "--gradient-report",
-        type=whole(),
-        metavar="N",
-        help="instead of training, the gradients at the predictors from the LM loss and the budgets over N batches",
-    )
-    parser.add_argument("overrides", nargs="*", help="key=value, on top of the file")
-    parsed = parser.parse_intermixed_args(arguments)
-    values, overridden = read_values(parsed.config, parsed.overrides)
-    if parsed.dry_run:
+def run(words: Sequence[str] | None = None) -> None:
+    """Do what the command line asks for."""
+    words = sys.argv[1:] if words is None else words
+    COMMAND.answer_help(words)
+    from .config import read_values, resolve
+
+    given = read_values(words)
+    (options,) = typed((RunOptions,), given)
+    if options.dry_run:
         # What asks for a GPU, or a package, can be planned without one.
-        values["use_cpu"] = True
+        given.values["use_cpu"] = True
     else:
-        require_packages(values)
-        if values.get("deepspeed"):
+        require_packages(given.values)
+        if given.values.get("deepspeed"):
             be_a_group()
-    config = resolve(values, parsed.config, overridden)
-    if parsed.dry_run:
-        words = ["--config", parsed.config, *parsed.overrides]
-        dry_run(config, f"{parsed.launcher} {__package__} {shlex.join(words)}", parsed.ranks)
-    elif parsed.gradient_report is not None:
-        report_gradients(config, parsed.gradient_report)
+    name_accelerator()
+    config = resolve(given)
+    if options.dry_run:
+        dry_run(config, f"{options.launcher} {__package__} {shlex.join(words_of(given))}", options.ranks)
+    elif options.gradient_report is not None:
+        report_gradients(config, options.gradient_report)
     else:
-        run(config)
+        run_stage(config)
+
+
+def words_of(given: Given) -> list[str]:
+    """The command line again, without what says that it is only a plan."""
+    options = {field.name for field in fields(RunOptions)}
+    config = [] if given.config is None else ["--config", given.config]
+    return config + [f"{key}={text}" for key, text in given.texts.items() if key not in options]
 
 
 def require_packages(values: dict[str, Any]) -> None:
@@ -81,6 +85,14 @@ def be_a_group() -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
+def name_accelerator() -> None:
+    """DeepSpeed, which accelerate imports wherever it is installed, would warn of every machine without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available() and torch.accelerator.current_accelerator() is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def make_data(config: StageConfig) -> None:
     """Draw the embedded data where it is asked for and not there yet."""
     if config.data.shapes is not None:
@@ -103,36 +115,37 @@ def dry_run(config: StageConfig, command: str, ranks: int | None) -> None:
 
 def report_gradients(config: StageConfig, batches: int) -> None:
     """Print the gradients that reach the predictors."""
-    from rich.console import Console
-
+    from ..screen import console
     from ..train import stage
     from .gradients import gradient_table
 
     make_data(config)
-    Console().print(gradient_table(stage.report_gradients(config, batches)))
+    console().print(gradient_table(stage.report_gradients(config, batches)))
 
 
-def run(config: StageConfig) -> None:
+def run_stage(config: StageConfig) -> None:
     """The whole stage: data where it is embedded, training, checkpoint, report."""
     from ..train import stage
+    from .progress import print_end
 
     make_data(config)
     stage.train(config)
-    if config.data.report and config.training.process_index == 0:
-        from ..eval.report import run as report
-
+    if config.training.process_index != 0:
+        return
+    if config.data.report:
         arguments = {
             "run": config.training.output_dir,
             "base": config.model.base_model,
-            "data-root": config.data.image_folder[0],
+            "data_root": config.data.image_folder[0],
             "limit": config.data.report_questions,
             "descriptions": config.data.report_descriptions,
         }
         try:
-            report([f"--{key}={value}" for key, value in arguments.items() if value is not None])
+            commands.load("report").run([f"{key}={value}" for key, value in arguments.items() if value is not None])
         except USER_ERRORS as error:
             place = config.training.output_dir
             raise ValueError(f"The run is saved in {place}; its report failed: {message_of(error)}") from error
+    print_end(config)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ FREE_KEYS = frozenset(
     {
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm"),
         *("logging_dir", "logging_first_step", "on_bad_sample", "output_dir", "report", "report_descriptions"),
-        *("peak_tflops", "picture_steps"),
+        *("peak_tflops", "picture_steps", "calibration_answers"),
         *("report_questions", "report_to", "restart", "run_name", "save_steps", "save_strategy", "save_total_limit"),
     }
 )
@@ -157,10 +157,11 @@ def check_same_config(checkpoint: Path, config: dict[str, Any]) -> None:
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Whether two values of a key are one; earlier versions read `1e-3` as a word and noted it so."""
-    if isinstance(before, str) and isinstance(now, (int, float)):
-        with suppress(ValueError):
-            return parse_yaml(before, "a noted value") == now
+    """Whether two values of a key are one; earlier versions read `1e-3` as a word, and a folder 7 as a number."""
+    for text, number in ((before, now), (now, before)):
+        if isinstance(text, str) and isinstance(number, (int, float)):
+            with suppress(ValueError):
+                return parse_yaml(text, "a noted value") == number
     return before == now
 
 

@@ -61,13 +61,14 @@ CONDITIONS = (
         "sparse_training=masked keeps every token; set sparse_training=pruned",
     ),
     Condition(
-        "image_keep_rate image_keep_rates image_selection predictor_num_heads predictor_ffn_dim predictor_num_layers",
+        "image_keep_rate image_keep_rates image_selection image_gate_estimator predictor_num_heads predictor_ffn_dim "
+        "predictor_num_layers",
         "image_predictor",
         lambda c: c.sparsity.image_predictor,
         "image_predictor=false keeps every image token; switch it on",
     ),
     Condition(
-        "output_keep_rate output_keep_rates min_output_length output_turns",
+        "output_keep_rate output_keep_rates output_gate_estimator min_output_length output_turns calibration_answers",
         "output_predictor",
         lambda c: c.sparsity.output_predictor,
         "output_predictor=false keeps every output token; switch it on",
@@ -77,6 +78,12 @@ CONDITIONS = (
         "instruct_predictor",
         lambda c: c.sparsity.instruct_predictor,
         "instruct_predictor=false keeps the whole text; switch it on",
+    ),
+    Condition(
+        "budget_on keep_entropy_weight",
+        "output_predictor instruct_predictor image_predictor image_selection",
+        lambda c: c.sparsity.kinds_by_logits() != [],
+        "only images are dropped, by their rate and not by their logits alone; switch on output_predictor",
     ),
     Condition(
         "predictor_dim predictor_learning_rate budget_weight gumbel_tau_start gumbel_tau_end keep_rate_schedule "

@@ -11,10 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..sparsity_config import SparsityConfig
-from .arguments import DataArguments, ModelArguments, StageArguments
-
-GROUPS = (ModelArguments, SparsityConfig, DataArguments, StageArguments)
+from .arguments import GROUPS
 
 WORKS = frozenset(
     {
@@ -86,6 +83,7 @@ REFUSED = {
     "local_rank": "the launcher sets it",
     "user_marker": _MARKERS,
     "assistant_marker": _MARKERS,
+    "output_offsets": "training finds them at its end",
     "untrained": "training notes there which predictors it has not reached",
 }
 

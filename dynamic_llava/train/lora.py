@@ -6,6 +6,7 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
+from ..checkpoints.adapter_files import with_adapters
 from ..loading import PREDICTORS
 from .arguments import ModelArguments
 
@@ -35,7 +36,7 @@ def quantization(arguments: ModelArguments) -> BitsAndBytesConfig | None:
 
 def add_adapters(model, arguments: ModelArguments, gradient_checkpointing: bool):
     """`model` as a `PeftModel`: adapters and predictors learn, everything else is frozen."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, prepare_model_for_kbit_training
 
     if arguments.quantize:
         model = prepare_model_for_kbit_training(
@@ -54,4 +55,4 @@ def add_adapters(model, arguments: ModelArguments, gradient_checkpointing: bool)
         target_modules=TARGETS,
         modules_to_save=predictors,
     )
-    return get_peft_model(model, config)
+    return with_adapters(model, config)

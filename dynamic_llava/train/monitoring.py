@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..checkpoints.loaded import LoadedModel
@@ -18,11 +20,14 @@ from ..data.dataset import ConversationDataset
 from ..data.mixture import MixtureDataset
 from ..data.samples import pictures_of
 from ..machine import peak_bytes
+from ..token_masks import answer_token_mask, image_token_mask
 from ..visualize.drawing import patch_sheet
 from ..visualize.views import view_patches
 
 # A forward and a backward pass cost about six floating point operations for each weight and token.
 FLOPS_PER_WEIGHT = 6
+#: What `keep_counts` counts.
+KEEP_COUNTS = ("image_kept", "image_judged", "output_kept", "output_decided", "output_judged")
 
 
 def group_norms(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> dict[str, float]:
@@ -130,3 +135,41 @@ class KeptPatches(TrainerCallback):
             views = [view_patches(loaded, e.picture, e.question, e.answer, 0, ("predictor",)) for e in self.examples]
         model.train(training)
         return patch_sheet(views)
+
+
+def keep_counts(inputs: dict[str, Tensor], outputs: Mapping[str, Any], config: Any) -> dict[str, Tensor]:
+    """How many tokens of a batch were judged and how many the draws kept, by `KEEP_COUNTS`; of output tokens also how
+    many inference would keep as they were learned."""
+    counts = {}
+    for name in ("image", "output"):
+        mask, logits = outputs.get(f"{name}_keep_mask"), outputs.get(f"{name}_keep_logits")
+        if mask is None or logits is None:
+            continue
+        judged = _judged(name, inputs, config)
+        counts |= {f"{name}_kept": (mask.detach() * judged).sum(), f"{name}_judged": judged.sum()}
+        if name == "output":
+            # Logits of a row are packed to the left.
+            packed = torch.arange(logits.shape[1], device=logits.device) < judged.sum(dim=-1, keepdim=True)
+            counts["output_decided"] = ((logits[..., 0] > logits[..., 1]) & packed).sum()
+    return counts
+
+
+def pop_keep_rates(sums: dict[str, float]) -> dict[str, float]:
+    """The realised rates of summed `keep_counts`, which leave `sums`."""
+    found = {key: sums.pop(key, 0.0) for key in KEEP_COUNTS}
+    rates = {}
+    for key, number in found.items():
+        name, _, count = key.partition("_")
+        if count != "judged" and found[f"{name}_judged"]:
+            rates[f"{name}_{'keep' if count == 'kept' else count}_rate"] = number / found[f"{name}_judged"]
+    return rates
+
+
+def _judged(name: str, inputs: dict[str, Tensor], config) -> Tensor:
+    """`(B, N)` bool: tokens whose fate the predictor decided in this batch."""
+    if name == "image":
+        return image_token_mask(inputs["input_ids"], config.image_token_id)
+    answers = inputs.get("output_mask")
+    if answers is None:
+        answers = answer_token_mask(inputs["labels"], inputs.get("attention_mask"))
+    return answers & (answers.sum(dim=-1, keepdim=True) >= config.sparsity.min_output_length)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -19,6 +18,7 @@ from ..data.judged import JudgedCounts
 from ..loading import PREDICTORS
 from ..model_kinds import is_published
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
+from ..screen import console
 from .config import StageConfig, is_fsdp
 from .lora import add_adapters
 from .preflight import refuse_unjudged
@@ -167,23 +167,23 @@ def schedule(config: StageConfig) -> list[dict[str, float]]:
 
 def print_plan(found: dict[str, Any], command: str) -> None:
     """The plan on the screen."""
-    console = Console()
-    console.print(command, style="bold", soft_wrap=True, highlight=False, markup=False)
+    out = console()
+    out.print(command, style="bold", soft_wrap=True, highlight=False, markup=False)
     table = Table("trained", "parameters", "learning rate", title="Parameters")
     for group in found["groups"]:
         table.add_row(group["name"], f"{group['parameters']:,}", f"{group['learning_rate']:g}")
     table.add_row("frozen", f"{found['frozen_parameters']:,}", "")
-    console.print(table)
+    out.print(table)
     device, host = found["memory_bytes"], found["host_bytes"]
     table = Table("on each rank", "GB", "on the host", title=f"Memory, {found['ranks']} rank(s)")
     for name in device:
         row = f"{name}{' (about)' if name == 'activations' else ''}"
         table.add_row(row, f"{device[name] / GB:.2f}", f"{host[name] / GB:.2f}")
     table.add_row("sum", *(f"{sum(sizes.values()) / GB:.2f}" for sizes in (device, host)))
-    console.print(table)
+    out.print(table)
     samples = "unknown" if found["samples"] is None else f"{found['samples']:,}"
     steps = "unknown" if found["steps"] is None else f"{found['steps']:,}"
-    console.print(
+    out.print(
         f"samples {samples}, global batch {found['global_batch']} ({found['micro_batches']} times "
         f"{found['batch']} on each rank), optimizer steps {steps}",
         soft_wrap=True,
@@ -192,7 +192,7 @@ def print_plan(found: dict[str, Any], command: str) -> None:
     for row in found["schedule"]:
         rates = [str(row[name]) if isinstance(row[name], list) else f"{row[name]:.3f}" for name in _RATES]
         table.add_row(f"{row['progress']:.0%}", f"{row['gumbel_tau']:.3f}", *rates)
-    console.print(table)
+    out.print(table)
 
 
 _RATES = ("image_keep_rate", "output_keep_rate")
@@ -219,13 +219,13 @@ def open_epoch(config: StageConfig) -> ConversationDataset | MixtureDataset | No
 
 def print_judged(found: JudgedCounts, config: StageConfig) -> None:
     """What the predictors see in an epoch, and which of them would see nothing."""
-    sparsity, console = config.sparsity, Console()
+    sparsity, out = config.sparsity, console()
     if sparsity.output_predictor:
-        console.print(
+        out.print(
             f"judged answers {found.judged:,} of {found.answers:,} (at least min_output_length="
             f"{sparsity.min_output_length} tokens, output_turns={config.data.output_turns})",
             soft_wrap=True,
         )
     if sparsity.image_predictor:
-        console.print(f"samples with an image {found.image_rows:,}")
+        out.print(f"samples with an image {found.image_rows:,}")
     refuse_unjudged(config, judged=found.judged > 0, pictured=found.image_rows > 0)

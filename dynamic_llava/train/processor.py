@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import LlavaProcessor
 
 from ..checkpoints import load_processor
-from ..checkpoints.aspect_ratio import PAD, check_aspect_ratio, with_aspect_ratio
+from ..checkpoints.aspect_ratio import with_aspect_ratio
 from .config import StageConfig
 
 
@@ -15,6 +15,4 @@ def stage_processor(config: StageConfig) -> LlavaProcessor:
     Raises:
         FileNotFoundError, ValueError: as `load_processor` and `with_aspect_ratio`.
     """
-    # As it was written: null is none of the words.
-    ratio = check_aspect_ratio(config.values.get("image_aspect_ratio", PAD))
-    return with_aspect_ratio(load_processor(config.model.base_model), ratio)
+    return with_aspect_ratio(load_processor(config.model.base_model), config.data.image_aspect_ratio)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer
 
-from ..checkpoints.adapters import check_resumed
+from ..carried_code import without_code
+from ..checkpoints.adapters import check_resumed, describe_adapter
 from ..checkpoints.load import load_weights
 from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
 from ..reading import read_json_object
@@ -50,15 +51,17 @@ class SavingTrainer(Trainer):
         sparsity.untrained = [name for name in sparsity.untrained if name not in learned]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer`, with an up-to-date `untrained`."""
+        """As `Trainer`, with an up-to-date `untrained`; a run's result carries its code, its checkpoints do not."""
         self.update_untrained()
-        super().save_model(output_dir, _internal_call)
+        model = self.accelerator.unwrap_model(self.model)
+        with without_code(model.config, model) if _internal_call else nullcontext():
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
         model = self.accelerator.unwrap_model(self.model)
         if not isinstance(model, DynamicLlavaForConditionalGeneration):
-            model.config.save_pretrained(output_dir or self.args.output_dir)
+            describe_adapter(model, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         """As `Trainer`, which would not find our weights under the names that `save_pretrained` gives them; FSDP keeps

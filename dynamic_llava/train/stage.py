@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from ..carried_code import add_code
 from ..checkpoints import load_checkpoint
 from ..checkpoints.chat_template import ASSISTANT, USER, marker_ids
 from ..data import ConversationDataset, LlavaCollator, MixtureDataset, open_dataset
+from ..modeling_dynamic_llava import DynamicLlavaForConditionalGeneration
+from ..reading import read_json_object
+from ..screen import hush_libraries
+from ..weight_checks import mark_untrained, noting_new
 from .checkpointing import (
     best_of,
     check_same_config,
@@ -34,9 +40,11 @@ from .gradients import gradient_report
 from .interruption import EvaluationStopped, StopOnSignal
 from .lora import add_adapters, quantization
 from .monitoring import KeptPatches, examples_of
+from .output_rate import calibrate, learns_outputs, summary
 from .preflight import check_build_locks, check_judged, check_machine
 from .processor import stage_processor
-from .trainer import METRICS_FILE, MetricsFile, StageTrainer, freeze
+from .progress import METRICS_FILE, show_lines
+from .trainer import MetricsFile, StageTrainer, freeze
 
 
 def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
@@ -47,13 +55,16 @@ def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerBase) -> nn.M
     if config.sparsity.instruct_predictor:
         sparsity |= {"user_marker": marker_ids(tokenizer, USER), "assistant_marker": marker_ids(tokenizer, ASSISTANT)}
     quantized = quantization(config.model)
-    model = load_checkpoint(
-        config.model.base_model,
-        sparsity=sparsity,
-        attn_implementation=config.model.attn_implementation,
-        dtype=config.model.weight_dtype(config.training),
-        **({} if quantized is None else {"quantization_config": quantized}),
-    )
+    # That predictors are new is what the stage is for, and no news.
+    with noting_new() as new:
+        model = load_checkpoint(
+            config.model.base_model,
+            sparsity=sparsity,
+            attn_implementation=config.model.attn_implementation,
+            dtype=config.model.weight_dtype(config.training),
+            **({} if quantized is None else {"quantization_config": quantized}),
+        )
+    mark_untrained(model.config.sparsity, new)
     if config.model.lora_r:
         # Adapters start alike however many numbers the loading has drawn: with ZeRO-3 it draws more.
         set_seed(config.training.seed)
@@ -80,6 +91,7 @@ def report_gradients(config: StageConfig, batches: int) -> list[dict[str, float]
     """Gradients at the predictors of the stage's first batches, at its first temperature; nothing is trained."""
     # The model is whole here, whatever engine would train it.
     unset_hf_deepspeed_config()
+    hush_libraries()
     args = config.training
     set_seed(args.seed)
     processor = stage_processor(config)
@@ -106,7 +118,7 @@ def train(config: StageConfig) -> StageTrainer:
         trainer = make_trainer(config, stop)
         with run_lock(Path(args.output_dir)) if args.should_save else nullcontext():
             run_trainer(trainer, config, stop)
-    _say_skipped(trainer.train_dataset)
+    _say_skipped(trainer.train_dataset, args.process_index)
     return trainer
 
 
@@ -114,6 +126,9 @@ def make_trainer(config: StageConfig, stop: StopOnSignal) -> StageTrainer:
     """The trainer of a stage with its data and its model; what can be refused without the model is refused first."""
     args = config.training
     check_machine(args)
+    hush_libraries(args.get_process_log_level())
+    # Pinned memory serves the way to a device.
+    args.dataloader_pin_memory &= args.device.type != "cpu"
     set_seed(args.seed)
     processor = stage_processor(config)
     dataset = open_data(config, processor)
@@ -130,7 +145,7 @@ def make_trainer(config: StageConfig, stop: StopOnSignal) -> StageTrainer:
     if args.picture_steps:
         examples = examples_of(held_out or dataset)
         pictures = [KeptPatches(examples, processor, args.picture_steps)]
-    return StageTrainer(
+    trainer = StageTrainer(
         model=build_model(config, processor.tokenizer),
         args=args,
         train_dataset=dataset,
@@ -140,6 +155,8 @@ def make_trainer(config: StageConfig, stop: StopOnSignal) -> StageTrainer:
         callbacks=[MetricsFile(), stop, *pictures],
         run_config=config.fixed_values(),
     )
+    show_lines(trainer)
+    return trainer
 
 
 def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) -> None:
@@ -153,6 +170,9 @@ def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) 
         # Trainer would go one step further.
         if args.should_save:
             copy_model((best_of(found) if args.load_best_model_at_end else None) or found, run)
+            if not config.model.lora_r:
+                add_code(run, DynamicLlavaForConditionalGeneration)
+        calibrate_run(trainer)
         return
     with suppress(EvaluationStopped):
         # Raised here alone by the evaluation in front of the first step.
@@ -164,6 +184,21 @@ def run_trainer(trainer: StageTrainer, config: StageConfig, stop: StopOnSignal) 
         stop.end()
     with write_errors():
         trainer.save_model(args.output_dir)
+    calibrate_run(trainer)
+
+
+def calibrate_run(trainer: StageTrainer) -> None:
+    """Bring the output predictor in the run's folder to its rate, by one process while the others wait."""
+    args = trainer.args
+    if not args.calibration_answers:
+        return
+    if args.process_index == 0 and learns_outputs(read_json_object(Path(args.output_dir, "config.json"))):
+        # The model is whole here, whatever engine has trained it.
+        unset_hf_deepspeed_config()
+        with torch.random.fork_rng(), write_errors():
+            processor, number = trainer.processing_class, args.calibration_answers
+            print(summary(calibrate(args.output_dir, trainer.train_dataset, processor, number, args.device)))
+    trainer.accelerator.wait_for_everyone()
 
 
 def resume_point(config: StageConfig) -> Path | None:
@@ -181,7 +216,7 @@ def resume_point(config: StageConfig) -> Path | None:
             shutil.rmtree(folder, ignore_errors=True)
         step = -1 if found is None else int(found.name.rpartition("-")[2])
         drop_later_lines(run / METRICS_FILE, step)
-        if found is not None:
+        if found is not None and args.process_index == 0:
             print(f"Going on from {found}.")
     return found
 
@@ -196,7 +231,8 @@ class WithIds:
         return {**self.collator(samples), "ids": [str(sample.get("id")) for sample in samples]}
 
 
-def _say_skipped(dataset: ConversationDataset | MixtureDataset) -> None:
-    if dataset.skipped:
-        first = "; ".join(f"{sample}: {reason}" for sample, reason in list(dataset.skipped)[:5])
-        print(f"{len(dataset.skipped)} samples were skipped. The first: {first}")
+def _say_skipped(dataset: ConversationDataset | MixtureDataset, rank: int) -> None:
+    skipped = gather_object(list(dataset.skipped))
+    if skipped and rank == 0:
+        first = "; ".join(f"{sample}: {reason}" for sample, reason in skipped[:5])
+        print(f"{len(skipped)} samples were skipped. The first: {first}")

@@ -13,19 +13,21 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..data import LengthGroupedSampler
+from ..decisions import weighted_losses
 from ..loading import PREDICTORS
-from ..token_masks import answer_token_mask, image_token_mask
+from ..sparsity_config import KINDS
 from .interruption import check_finite
-from .monitoring import Meter, group_norms
+from .monitoring import KEEP_COUNTS, Meter, group_norms, keep_counts, pop_keep_rates
+from .progress import METRICS_FILE
 from .saving import SavingTrainer
 from .schedules import draw_rate, gumbel_tau, keep_rate
 
-METRICS_FILE = "metrics.jsonl"
 LOGGED = (
     "lm_loss",
-    *(f"{name}_budget_loss" for name in ("image", "output", "instruct")),
+    *(f"{name}_budget_loss" for name in KINDS),
     "tokens",
-    *(f"{name}_{count}" for name in ("image", "output") for count in ("kept", "judged")),
+    *(f"{name}_keep_entropy" for name in KINDS),
+    *KEEP_COUNTS,
 )
 
 
@@ -130,7 +132,7 @@ class StageTrainer(SavingTrainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """LM loss over the accumulated batch's tokens + `budget_weight` * budgets over its rows.
+        """LM loss over the accumulated batch's tokens + the weighted budgets and entropies over its rows.
 
         In evaluation the LM loss under the decisions of inference.
         """
@@ -142,16 +144,15 @@ class StageTrainer(SavingTrainer):
         outputs = model(
             **inputs, gumbel_tau=self._last_tau, num_items_in_batch=num_items_in_batch, **self.current_rates()
         )
-        weight = self.accelerator.unwrap_model(model).config.sparsity.budget_weight
+        sparsity = self.accelerator.unwrap_model(model).config.sparsity
         steps = self.current_gradient_accumulation_steps
         lm_loss = outputs.lm_loss if num_items_in_batch is not None else outputs.lm_loss / steps
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Tokens were counted over all ranks, and DDP averages over them.
             lm_loss = lm_loss * self.accelerator.num_processes
         loss = lm_loss
-        for budget in (outputs.image_budget_loss, outputs.output_budget_loss, outputs.instruct_budget_loss):
-            if budget is not None:
-                loss = loss + weight * budget / steps
+        for part in weighted_losses(outputs, sparsity):
+            loss = loss + part / steps
         check_finite(loss.detach(), self.state.global_step, ids)
         self._record(inputs, outputs, lm_loss, steps)
         return (loss, outputs) if return_outputs else loss
@@ -163,26 +164,19 @@ class StageTrainer(SavingTrainer):
         self._sums["tokens"] += inputs["attention_mask"].sum()
         values |= {
             key: outputs[key]
-            for key in ("image_budget_loss", "output_budget_loss", "instruct_budget_loss")
-            if outputs.get(key) is not None
+            for key in LOGGED
+            if key.endswith(("_budget_loss", "_keep_entropy")) and outputs.get(key) is not None
         }
         for key, value in values.items():
             self._sums[key] += value.detach().float()
-        for name in ("image", "output"):
-            mask, logits = outputs.get(f"{name}_keep_mask"), outputs.get(f"{name}_keep_logits")
-            if mask is not None and logits is not None:
-                judged = _judged(name, inputs, self.model.config, outputs)
-                self._sums[f"{name}_kept"] += (mask.detach() * judged).sum()
-                self._sums[f"{name}_judged"] += judged.sum()
+        for key, number in keep_counts(inputs, outputs, self.model.config).items():
+            self._sums[key] += number
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log."""
         if "loss" in logs and self._micro_steps:
             sums = self._summed_over_ranks()
-            for name in ("image", "output"):
-                judged, kept = sums.pop(f"{name}_judged", 0.0), sums.pop(f"{name}_kept", 0.0)
-                if judged:
-                    logs[f"{name}_keep_rate"] = kept / judged
+            logs |= pop_keep_rates(sums)
             ranks = self.accelerator.num_processes
             logs |= self._norms | self._meter.read(sums.pop("tokens", 0.0), ranks)
             logs |= {key: value / (self._micro_steps * ranks) for key, value in sums.items()}
@@ -200,16 +194,6 @@ class StageTrainer(SavingTrainer):
         values = [float(self._sums.get(key, 0.0)) for key in LOGGED]
         total = self.accelerator.reduce(torch.tensor(values, device=self.args.device), reduction="sum").tolist()
         return {key: value for key, value in zip(LOGGED, total, strict=True) if key in self._sums or value}
-
-
-def _judged(name: str, inputs: dict, config, outputs) -> torch.Tensor:
-    """`(B, N)` bool: tokens whose fate the predictor decided in this batch."""
-    if name == "image":
-        return image_token_mask(inputs["input_ids"], config.image_token_id)
-    answers = inputs.get("output_mask")
-    if answers is None:
-        answers = answer_token_mask(inputs["labels"], inputs.get("attention_mask"))
-    return answers & (answers.sum(dim=-1, keepdim=True) >= config.sparsity.min_output_length)
 
 
 def parameter_groups(model: nn.Module, args) -> list[dict]:

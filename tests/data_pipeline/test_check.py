@@ -18,8 +18,8 @@ from transformers import LlavaProcessor
 
 from dynamic_llava.data import open_dataset
 from dynamic_llava.data.__main__ import main
-from dynamic_llava.data.check import CheckSettings, check_data, load_settings
-from dynamic_llava.train.arguments import DataArguments, StageArguments
+from dynamic_llava.data.check import check_data
+from dynamic_llava.train.config import load_config
 
 from .conftest import ASSET, noise, talk
 
@@ -163,10 +163,11 @@ def test_being_cut_short_alone_is_fine(troubled: Path, capsys: pytest.CaptureFix
 
 def test_lengths_are_those_of_an_epoch(troubled: Path, processor: LlavaProcessor) -> None:
     path = troubled.parent / "data.json"
-    settings = load_settings(troubled, [f"train_file=['{path}', '{path}:0.5']", "seed=3", "require_image=true"])
-    report = check_data(settings)
+    words = [f"train_file=['{path}', '{path}:0.5']", "seed=3", "require_image=true", "use_cpu=true"]
+    settings = load_config(troubled, words)
+    report = check_data(settings.model.base_model, settings.data, settings.sparsity, settings.training.seed)
     options = {"require_image": True, "on_bad_sample": "skip", "check_files": False, "max_length": 250}
-    mixture = open_dataset(settings.train_file, settings.image_folder, processor, seed=3, **options)
+    mixture = open_dataset(settings.data.train_file, settings.data.image_folder, processor, seed=3, **options)
     full = np.array(mixture.full_lengths)
     lengths = report["lengths"]
     assert report["samples_per_epoch"] == len(mixture) == sum(s["samples_per_epoch"] for s in report["sources"])
@@ -175,26 +176,22 @@ def test_lengths_are_those_of_an_epoch(troubled: Path, processor: LlavaProcessor
     assert [source["weight"] for source in report["sources"]] == [1, 0.5]
 
 
-def test_defaults_are_those_of_training() -> None:
-    training = {item.name: item.default for item in (*_fields(DataArguments), *_fields(StageArguments))}
-    for item in _fields(CheckSettings):
-        if item.name in ("max_length", "require_image", "image_aspect_ratio", "seed"):
-            assert item.default == training[item.name], item.name
-
-
-def _fields(kind: type) -> tuple:
-    return tuple(kind.__dataclass_fields__.values())
-
-
 @pytest.mark.parametrize(
     ("values", "overrides", "message"),
     [
-        ({"train_file": "a.json"}, ["max_lenght=5"], "'max_lenght=5'.*max_length"),
-        ({"train_file": "a.json"}, ["max_length"], "each as key=value"),
-        ({}, [], "has no train_file"),
-        ({"train_file": "a.json", "base_model": ""}, [], "has no base_model"),
-        ({"train_file": "a.json", "max_length": "long"}, [], "max_length is 'long'.*int"),
-        ({"train_file": "a.json"}, ["require_image=5"], "require_image is 5.*bool"),
+        ({"train_file": "a.json"}, ["max_lenght=5"], "'max_lenght'.*Did you mean max_length"),
+        ({"train_file": "a.json"}, ["max_length"], "write key=value"),
+        ({}, [], r"train_file is missing in .*config\.yaml"),
+        ({"train_file": "a.json", "base_model": ""}, [], "base_model must be text that is not empty"),
+        ({"train_file": "a.json", "max_length": "long"}, [], "max_length must be a whole number.*'long'"),
+        ({"train_file": "a.json"}, ["require_image=5"], "require_image must be true or false, got 5"),
+        ({"train_file": "a.json"}, ["lora_r=-1"], "lora_r must be a whole number of at least 0, got -1"),
+        (
+            {"train_file": "a.json"},
+            ["masked_kernel=triton", "attn_implementation=eager"],
+            "masked_kernel=triton has no",
+        ),
+        ({"train_file": "a.json", "hub_strategy": "end"}, [], "hub_strategy=end has no effect here"),
         ({"train_file": "gone.json"}, [], r"no data file at gone\.json"),
         ({"train_file": "gone.json", "base_model": "gone/model"}, [], "gone/model"),
     ],

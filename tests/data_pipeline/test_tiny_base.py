@@ -120,14 +120,14 @@ def test_config_file_is_read_and_checked(tmp_path: Path) -> None:
     assert config.text.num_hidden_layers >= 6
     path = tmp_path / "config.yaml"
     path.write_text("tower: {step: 5}")
-    with pytest.raises(ValueError, match=r"unknown key 'step'.*steps"):
+    with pytest.raises(ValueError, match=r"Unknown key 'step'.*steps"):
         load_config(path)
     path.write_text("rope_theta: 1e6")
     assert load_config(path).rope_theta == 1e6
     for wrong in ("many", "-1", "0", ".nan", ".inf", "true", "[1]"):
         for key in ("rope_theta", "pictures"):
             path.write_text(f"{key}: {wrong}")
-            with pytest.raises(ValueError, match=rf"{key} is .*a number above 0"):
+            with pytest.raises(ValueError, match=rf"{key} (must be|takes)"):
                 load_config(path)
     path.write_text("tower: 5")
     with pytest.raises(ValueError, match="mapping"):

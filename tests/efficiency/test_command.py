@@ -71,7 +71,7 @@ def test_flops_of_a_folder(tmp_path, capsys, stock):
         (["measure", "--batch-sizes", "0"], "--batch-sizes"),
         (["measure", "--image-keep-rate", "2"], "(0, 1]"),
         (["measure", "--steps", "0"], "--steps"),
-        (["score", "--output-tokens", "1"], "--output-tokens must be at least 2, got 1"),
+        (["score", "--output-tokens", "1"], "--output-tokens must be a whole number of at least 2, got 1"),
         (["score", "--dtype", "int8"], "bfloat16"),
         pytest.param(["train", "--device", "cuda"], "this torch sees no GPU", marks=WITHOUT_GPU),
     ],

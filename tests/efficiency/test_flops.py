@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -89,8 +91,11 @@ def test_dense_steps_equal_counter(config):
     assert expected == pytest.approx(real, rel=1e-3)
 
 
+@pytest.mark.parametrize("selection", ["topk", "diverse"])
 @pytest.mark.parametrize("rate", [0.2, 0.55, 1.0])
-def test_our_prefill_equals_counter(config, rate):
+def test_our_prefill_equals_counter(config, rate, selection):
+    config = copy.deepcopy(config)
+    config.sparsity.image_selection = selection
     model = ours(config)
     real = counted(lambda: model(**prompt(config, 2, 2), logits_to_keep=1, image_keep_rate=rate))
     assert flops.prefill_flops(config, TEXT, rate, num_images=2, batch=2) == pytest.approx(real, rel=1e-3)

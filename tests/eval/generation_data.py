@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dynamic_llava.eval.conversations import FILES
+from dynamic_llava.eval.conversation_files import conversation_files
 
 TASKS = Path(__file__).parents[2] / "dynamic_llava" / "eval" / "tasks"
 WORDS = ["there", "is", "a", "red", "circle", "and", "a", "blue", "square", "in", "the", "picture"]
@@ -57,7 +57,7 @@ def write_downloads(folder: Path) -> Path:
 def shorter_tasks(folder: Path, tokens: int) -> Path:
     """Our task files, with answers of so many tokens at most."""
     shutil.copytree(TASKS, folder)
-    for name in (name for name, file in FILES.items() if file.meteor):
+    for name in (name for name, file in conversation_files().items() if file.meteor):
         path = folder / f"{name}.yaml"
         text, count = re.subn(r"max_new_tokens: \d+", f"max_new_tokens: {tokens}", path.read_text())
         assert count == 1

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from dynamic_llava.errors import ExitStatus
+from dynamic_llava.eval.conversation_files import conversation_files
 from dynamic_llava.eval.conversations import read_documents as read_conversations
-from dynamic_llava.eval.generation_benchmarks import main as build_generation
 from dynamic_llava.eval.local.documents import read_documents
-from dynamic_llava.eval.local.prepare import main as prepare
 from dynamic_llava.reading import inside
+from eval.benchmarks.generation import main as build_generation
+from eval.benchmarks.prepare import main as prepare
 
 from . import downloads
 
@@ -140,7 +141,7 @@ def test_pictures_of_conversations_stay_below_their_folder(tmp_path, escape, cap
     samples = [{"id": "a", "image": escape, "conversations": turns}]
     (tmp_path / "root/test_vqa.json").write_text(json.dumps(samples))
     with pytest.raises(ValueError, match=r"test_vqa\.json sample 0"):
-        read_conversations(tmp_path / "root", "shapes_vqa")
+        read_conversations(tmp_path / "root", conversation_files()["shapes_vqa"])
     arguments = ["--lvis", f"{tmp_path}/root/test_vqa.json", "--image-folder", f"{tmp_path}/root"]
     arguments += ["--output", f"{tmp_path}/out", "--allow-fewer"]
     assert build_generation(arguments) == ExitStatus.BAD_INPUT

@@ -15,14 +15,15 @@ from dynamic_llava import SparseCache
 from dynamic_llava.checkpoints.loaded import SparsitySettings, load_model
 from dynamic_llava.data.prompts import encode_prompts
 from dynamic_llava.eval.__main__ import main
-from dynamic_llava.eval.conversations import FILES, next_question, read_documents
-from dynamic_llava.eval.generation_benchmarks import MANIFEST
-from dynamic_llava.eval.generation_benchmarks import main as build
+from dynamic_llava.eval.conversation_files import conversation_files
+from dynamic_llava.eval.conversations import next_question, read_documents
 from dynamic_llava.eval.generation_metrics import table_3
 from dynamic_llava.eval.meteor import corpus_meteor, meteor, require_wordnet
 from dynamic_llava.eval.multi_round import Conversation, between_turns, hold_conversations
 from dynamic_llava.eval.names import OWN_TASKS
 from dynamic_llava.eval.perplexity import AnswerScores, SampleScore, score_answers
+from eval.benchmarks.generation import MANIFEST
+from eval.benchmarks.generation import main as build
 
 from .generation_data import TASKS, conversation, shorter_tasks, write_downloads
 from .wordnet import write_wordnet
@@ -100,7 +101,7 @@ class TestBuilding:
         for name, entry in manifest.items():
             samples = json.loads((built / f"{name}.json").read_text())
             assert [sample["id"] for sample in samples] == entry["ids"]
-            assert len(read_documents(built, name)) == entry["samples"]
+            assert len(read_documents(built, conversation_files()[name])) == entry["samples"]
 
     def test_the_choice_does_not_depend_on_order_place_or_copies(self, downloads, built, tmp_path):
         samples = json.loads((downloads / "lvis.json").read_text())
@@ -340,7 +341,7 @@ def test_the_whole_command(name, built, tmp_path, request, capsys, monkeypatch):
 
 
 def test_every_task_of_our_own_has_its_file():
-    assert set(OWN_TASKS) == set(FILES) == {path.stem for path in TASKS.glob("*.yaml")}
+    assert set(OWN_TASKS) == set(conversation_files()) == {path.stem for path in TASKS.glob("*.yaml")}
 
 
 def test_missing_documents_name_the_command(run_folder, tmp_path, capsys):
@@ -357,4 +358,4 @@ def test_documents_that_are_no_conversations(downloads):
     ):
         (downloads / "lvis_vqa.json").write_text(json.dumps([{**sample, **change}]))
         with pytest.raises(ValueError, match=message):
-            read_documents(downloads, "lvis_vqa")
+            read_documents(downloads, conversation_files()["lvis_vqa"])

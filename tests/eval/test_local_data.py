@@ -10,8 +10,8 @@ from lmms_eval.llm_judge.protocol import Response
 
 from dynamic_llava.eval.__main__ import main as evaluate
 from dynamic_llava.eval.llava_prompts import mmbench_text, vizwiz_text
-from dynamic_llava.eval.local.prepare import CONVERSIONS, main, prepare
 from dynamic_llava.eval.runner import EvaluationOptions, check_tasks, run_lmms, task_metrics
+from eval.benchmarks.prepare import CONVERSIONS, main, prepare
 
 from . import downloads
 

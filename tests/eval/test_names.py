@@ -1,11 +1,15 @@
 """Short names, the judge's key, the hub's token and options from a file: all before a model is loaded."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from PIL import Image
 
 from dynamic_llava.eval.__main__ import main, parse
+from dynamic_llava.eval.conversation_files import conversation_files
+from dynamic_llava.eval.conversations import data_root_at
 from dynamic_llava.eval.names import OWN_TASKS, SHORT_NAMES, judge_key, resolve_names
 from dynamic_llava.eval.runner import EvaluationOptions, check_tasks
 from dynamic_llava.eval.task_index import leaf_tasks, task_manager_for
@@ -82,19 +86,19 @@ def test_options_from_a_file(tmp_path, run_folder):
     config = tmp_path / "suite.yaml"
     config.write_text("tasks: [gqa, pope]\nbatch-size: 4\nlimit: 10\nllava_prompts: true\n")
     args = parse(["--config", str(config), "--model", str(run_folder), "--limit", "3"])
-    assert (args.tasks, args.batch_size, args.limit, args.llava_prompts) == ("gqa,pope", 4, 3, True)
+    assert (args.tasks, args.batch_size, args.limit, args.llava_prompts) == (["gqa", "pope"], 4, 3, True)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_suites(path, run_folder):
     args = parse(["--config", str(path), "--model", str(run_folder)])
-    assert set(args.tasks.split(",")) <= {*SHORT_NAMES, *OWN_TASKS}
+    assert set(args.tasks) <= {*SHORT_NAMES, *OWN_TASKS}
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("taks: gqa", ["taks", "did you mean tasks?"]),
+        ("taks: gqa", ["taks", "Did you mean tasks,"]),
         ("batch_size: many", ["batch_size must be a whole number", "many"]),
         ("resume: 3", ["resume must be true or false", "3"]),
         ("- gqa", ["list"]),
@@ -116,3 +120,41 @@ def test_missing_options_are_named(tmp_path, capsys, run_folder):
     assert "--model" in capsys.readouterr().err
     assert main(["--model", str(run_folder)]) == 2
     assert "--tasks" in capsys.readouterr().err
+
+
+def test_a_task_of_ones_own_is_one_file_beside_the_built_in_ones(tmp_path, monkeypatch):
+    tasks, data = tmp_path / "tasks", tmp_path / "data"
+    tasks.mkdir()
+    data.mkdir()
+    Image.new("RGB", (20, 10)).save(data / "a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Nothing."}]
+    (data / "mine.json").write_text(json.dumps([{"id": "1", "image": "a.png", "kind": "x", "conversations": turns}]))
+    (tasks / "mine.yaml").write_text("task: mine\nconversations: {file: mine.json}\n")
+    (tmp_path / "my_scores.py").write_text("def half(doc, results):\n    return {'half': 0.5}\n")
+    (tasks / "scored.yaml").write_text("task: scored\nconversations: {file: mine.json, metric: 'my_scores:half'}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    manager = task_manager_for(["mine", "scored", "shapes_vqa"], tasks)
+    with data_root_at(data):
+        loaded = manager.load_task_or_group(["mine", "scored"])
+    task, scored = loaded["mine"], loaded["scored"]
+    document = task.dataset["test"][0]
+    assert task.doc_to_text(document) == "What?"
+    assert task.process_results(document, ["nothing"]) == {"accuracy": 1.0}
+    assert scored.process_results(document, ["nothing"]) == {"half": 0.5}
+    assert [metric["metric"] for metric in scored.config.metric_list] == ["half"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("[a]", "must be a mapping with file"),
+        ("{metric: meteor}", "must be a mapping with file"),
+        ("{file: a.json, mtric: meteor}", "must be a mapping with file"),
+        ("{file: a.json, metric: best}", "metric 'best' is none of exact_match"),
+        ("{file: a.json, metric: 'math:best'}", "metric 'math:best'"),
+    ],
+)
+def test_a_task_of_ones_own_that_is_none(section, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"task: mine\nconversations: {section}\n")
+    with pytest.raises(ValueError, match=message):
+        conversation_files(tmp_path)["mine"].scorer("mine")

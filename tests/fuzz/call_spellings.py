@@ -15,7 +15,8 @@ from .mutators import anything
 
 RATES = ("image_keep_rate", "output_keep_rate")
 # Arguments that stock LLaVA has not.
-OURS = (*RATES, "image_selection", "image_selector", "output_selector", "output_sparsity", "num_generated", "elastic")
+WORDS = ("image_selection", "image_selector", "output_selector", "output_rate_control")
+OURS = (*RATES, *WORDS, "output_sparsity", "num_generated", "elastic")
 OURS += ("gumbel_tau", "output_mask", "return_sparsity", "past_key_values")
 STOCKS = ("use_cache", "logits_to_keep", "position_ids", "vision_feature_layer", "vision_feature_select_strategy")
 GENERATES = ("max_new_tokens", "num_beams", "num_return_sequences", "temperature", "top_k", "eos_token_id", "top_p")
@@ -52,7 +53,7 @@ def spell(rng: Random, kwargs: dict[str, Any]) -> tuple[str, str]:
         meaning = ANY if kwargs[name] is None else WRONG
     else:
         kwargs[name], meaning = odd(rng), ANY
-        if name in ("image_selection", "image_selector", "output_selector") and not _is_name(kwargs[name]):
+        if name in WORDS and not _is_name(kwargs[name]):
             meaning = ANY if kwargs[name] is None else WRONG
         if name == "gumbel_tau" and not (type(kwargs[name]) in (int, float) and 1e-6 <= kwargs[name] < 2**1000):
             meaning = ANY if isinstance(kwargs[name], (np.number, type(None))) else WRONG
@@ -62,7 +63,7 @@ def spell(rng: Random, kwargs: dict[str, Any]) -> tuple[str, str]:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value in ("topk", "threshold", "predictor", "random")
+    return isinstance(value, str) and value in ("topk", "threshold", "diverse", "predictor", "random", "steered")
 
 
 def odd(rng: Random) -> Any:

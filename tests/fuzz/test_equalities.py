@@ -27,6 +27,7 @@ MODELS = (
     {"output_predictor": False},
     {"image_predictor": False},
     {"image_selection": "threshold"},
+    {"image_selection": "diverse", "output_offsets": {"0.2": -1.0, "0.6": 0.4}},
 )
 COUNTS = ("image_tokens", "image_tokens_kept", "output_tokens", "output_tokens_kept")
 
@@ -61,8 +62,9 @@ class Case:
         """Per-call arguments that this model can follow."""
         options: list[dict] = [{}]
         sparsity = self.model.config.sparsity
-        if sparsity.image_predictor and sparsity.image_selection == "topk":
-            options += [{"image_keep_rate": rate} for rate in (0.05, 0.5, 1.0)] + [{"image_selection": "threshold"}]
+        if sparsity.image_predictor and sparsity.image_selection != "threshold":
+            options += [{"image_keep_rate": rate} for rate in (0.05, 0.5, 1.0)]
+            options += [{"image_selection": selection} for selection in ("threshold", "diverse")]
         if sparsity.output_predictor:
             options += [{"output_sparsity": False}, {"output_keep_rate": 0.3}, {"output_keep_rate": 1.0}]
         drops: dict = {}

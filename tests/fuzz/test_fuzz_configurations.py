@@ -121,13 +121,13 @@ def _resolve(case: Case, shapes: Path) -> None:
     """What is accepted has the values that were given."""
     path, overrides = _file(case, _values(case, shapes)), _overrides(case)
     with watched(case.root):
-        given = case.call(read_values, path, overrides)
-        config = None if given is None else case.call(resolve, given[0], str(path), given[1])
+        given = case.call(read_values, ["--config", path, *overrides])
+        config = None if given is None else case.call(resolve, given)
     if config is None:
         return
     groups = (config.model, config.sparsity, config.data, config.training)
     resolved = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
-    for key, value in given[0].items():
+    for key, value in given.values.items():
         if key in resolved and key not in DERIVED and value is not None and not isinstance(value, list):
             case.check(_same(value, resolved[key]), "another setting", key, value, resolved[key])
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from dynamic_llava.eval.__main__ import main
+from dynamic_llava.eval.conversation_files import conversation_files
 from dynamic_llava.eval.conversations import read_documents as read_conversations
-from dynamic_llava.eval.generation_benchmarks import main as build_benchmarks
 from dynamic_llava.eval.local import documents
-from dynamic_llava.eval.local.prepare import CONVERSIONS
-from dynamic_llava.eval.local.prepare import main as prepare
 from dynamic_llava.eval.responses import ResponseStore
+from eval.benchmarks.generation import main as build_benchmarks
+from eval.benchmarks.prepare import CONVERSIONS
+from eval.benchmarks.prepare import main as prepare
 
 from ..eval.downloads import build_all, cvbench_parquet
 from ..eval.generation_data import write_downloads
@@ -157,7 +158,7 @@ def _conversations(case: Case, generation: Path) -> None:
     (folder / "test_vqa.json").write_text(json.dumps(rows))
     _damage_text(case, folder / "test_vqa.json")
     with watched(case.root):
-        found = case.call(read_conversations, folder, "shapes_vqa")
+        found = case.call(read_conversations, folder, conversation_files()["shapes_vqa"])
     for document in found or ():
         texts = [*document["questions"], *document["answers"]]
         case.check(all(isinstance(text, str) and text for text in texts), "no text", document)

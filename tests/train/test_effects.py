@@ -8,9 +8,9 @@ import json
 import pytest
 from transformers import TrainingArguments
 
+from dynamic_llava.config import is_inside, keys_of
 from dynamic_llava.train import conditions, effects, preflight, stage
-from dynamic_llava.train.arguments import DataArguments, ModelArguments, StageArguments
-from dynamic_llava.train.bounds import BOUNDS, is_inside
+from dynamic_llava.train.arguments import RANGES, DataArguments, ModelArguments, StageArguments
 from dynamic_llava.train.config import load_config
 
 from .test_stage import config_of, shapes  # noqa: F401  a fixture
@@ -25,7 +25,8 @@ def another(key: str):
     known |= {"output_turns": "all", "image_selection": "threshold", "eval_strategy": "epoch", "optim_args": "a=1"}
     known |= {"metric_for_best_model": "loss", "gate_estimator": "exact", "masked_kernel": "blocked", "save_steps": 7}
     known |= {"keep_rate_schedule": "linear", "sparse_training": "pruned", "eval_steps": 3, "logging_steps": 3}
-    known |= {"predictor_num_heads": 16}
+    known |= {"predictor_num_heads": 16, "budget_on": "argmax"}
+    known |= {"image_gate_estimator": "exact", "output_gate_estimator": "exact"}
     known |= {"dataloader_multiprocessing_context": "spawn", "eval_file": "held_out.json", "predictor_dim": 32}
     known |= {"activation_checkpointing_kwargs": "{every_n_layers: 2}", "image_keep_rates": "[0.1, 0.2]"}
     known |= {"gradient_checkpointing_kwargs": "{every_n_layers: 2}", "output_keep_rates": "[0.1, 0.2]"}
@@ -38,7 +39,8 @@ def another(key: str):
         return default + 1
     if isinstance(default, float):
         return default / 2 + 0.15
-    return "1" if "int" in str(FIELDS[key].type) or "bool" in str(FIELDS[key].type) else "other"
+    kind = str(FIELDS[key].type)
+    return "true" if "bool" in kind else "1" if "int" in kind else "other"
 
 
 def test_every_field_of_transformers_is_known():
@@ -88,6 +90,7 @@ OFF = {
     "attn_implementation": ["attn_implementation=eager"],
     "image_predictor": ["image_predictor=false"],
     "output_predictor": ["output_predictor=false"],
+    "output_predictor instruct_predictor image_predictor image_selection": ["output_predictor=false"],
     "image_predictor output_predictor instruct_predictor": ["image_predictor=false", "output_predictor=false"],
     "save_strategy": ["save_strategy=epoch"],
     "logging_strategy": ["logging_strategy=epoch", "logging_steps=500"],
@@ -138,9 +141,10 @@ NUMBERS = [
 def test_every_number_has_its_bounds(shapes, tmp_path, key):  # noqa: F811
     if key in effects.REFUSED:
         return
+    interval = keys_of((ModelArguments, DataArguments, StageArguments), RANGES)[key].range
     for value in ("nan", ".nan", "inf", "-inf", ".inf", "-1e-5", -1, 0, "-0.5", 2, "1e400", "true", "[1, 2]"):
         try:
-            inside = is_inside(float(value), BOUNDS[key]) and (key != "max_steps" or float(value) != 0)
+            inside = is_inside(float(value), interval) and (key != "max_steps" or float(value) != 0)
         except (TypeError, ValueError):
             inside = False
         if inside:

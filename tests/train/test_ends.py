@@ -176,7 +176,7 @@ def test_the_best_model_is_what_a_run_ends_with(shapes, tmp_path, monkeypatch, l
         ({"metric_for_best_model": "accuracy"}, "metric_for_best_model must be loss or perplexity, got 'accuracy'"),
         ({"save_only_model": "true"}, "save_only_model=True has no effect here: a run cannot go on"),
         ({"max_steps": 0}, "max_steps=0 trains nothing"),
-        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be above 0"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be a number above 0"),
         ({"dataloader_drop_last": "true", "per_device_train_batch_size": 64}, "make no batch"),
     ],
 )

@@ -78,11 +78,11 @@ def test_a_lora_run_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch, quantize)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lora_r": -1}, "lora_r must be at least 0"),
+        ({"lora_r": -1}, "lora_r must be a whole number of at least 0"),
         ({"lora_r": 4, "train_projector": "true"}, "contradictory"),
         ({"lora_r": 4, "train_decoder": "false"}, "contradictory"),
         ({"quantize": "4bit"}, "set lora_r to train adapters"),
-        ({"quantize": "2bit", "lora_r": 4}, "quantize must be 4bit or 8bit, got '2bit'"),
+        ({"quantize": "2bit", "lora_r": 4}, "quantize must be one of 4bit, 8bit, got '2bit'"),
         ({"quantize": "8bit", "lora_r": 4, "deepspeed": "configs/deepspeed/zero3.json"}, "ZeRO-3 do not go together"),
     ],
 )

@@ -107,5 +107,5 @@ def test_utilisation(monkeypatch):
 
 
 def test_bad_settings(shapes, tmp_path):  # noqa: F811
-    with pytest.raises(ValueError, match="picture_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="picture_steps must be a whole number of at least 1, got 0"):
         config_of(shapes, tmp_path, picture_steps=0)

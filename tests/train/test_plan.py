@@ -60,7 +60,7 @@ def test_what_is_for_gpus_is_planned_without_one(capsys, name, sharding):
     assert main(["--config", config, TINY, "--dry-run", *sharding, "--ranks", "3"]) == 2
     assert "global_batch_size=64 is no multiple of the" in capsys.readouterr().err
     assert main(["--config", config, TINY, "--dry-run", *sharding, "--ranks", "0"]) == 2
-    assert "--ranks must be a whole number of at least 1, got '0'" in capsys.readouterr().err
+    assert "--ranks must be a whole number of at least 1, got 0" in capsys.readouterr().err
 
 
 def planned(shapes, output, ranks=1, **values):  # noqa: F811
@@ -164,6 +164,49 @@ def test_the_script_starts_a_process_for_each_gpu(tmp_path):
     first = "--node_rank 1 --master_addr first --master_port 29500 --nproc_per_node 4"
     assert found.stdout.startswith(f"{torchrun}nnodes 2 {first} -m {own}\n")
     assert "Memory, 8 rank(s)" in found.stdout
+
+
+def test_paths_count_from_where_the_user_stands(tmp_path):
+    """Of a configuration, data and hosts; what the repository has is found behind them."""
+    (tmp_path / "mine.yaml").write_text((ROOT / "configs/train/smoke_cpu.yaml").read_text())
+    (tmp_path / "hosts").write_text("a slots=2\n")
+    environment = {**os.environ, "PYTHON": sys.executable}
+
+    def started(*words: str, **more: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(ROOT / "scripts/train_stage.sh"), *words, "--dry-run"]
+        return subprocess.run(
+            command, cwd=tmp_path, env={**environment, **more}, capture_output=True, text=True, check=False
+        )
+
+    found = started("mine.yaml", "seed=1", HOSTFILE="hosts")
+    assert "--module dynamic_llava.train --config mine.yaml seed=1\n" in found.stdout, found.stderr
+    found = started("smoke_cpu", GPUS="2", ACCELERATE="configs/accelerate/fsdp2.yaml")
+    assert f"--config_file {ROOT}/configs/accelerate/fsdp2.yaml" in found.stdout, found.stderr
+    assert "Memory, 2 rank(s)" in found.stdout
+    found = started("none.yaml")
+    assert found.returncode == 2
+    assert "There is no configuration at none.yaml" in found.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "hosts"}
+
+
+def test_slurm_finds_the_script_by_its_own_place(tmp_path):
+    """Slurm runs a copy of the file that it was given."""
+    copy = tmp_path / "spooled" / "slurm_script"
+    copy.parent.mkdir()
+    copy.write_text((ROOT / "scripts/slurm/train_stage.sbatch").read_text())
+    stubs = {
+        "scontrol": f'[ "$2" = job ] && echo "   Command={ROOT}/scripts/slurm/train_stage.sbatch shapes" || echo first',
+        "srun": 'SLURM_NODEID=0 exec "$@"',
+    }
+    for name, body in stubs.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable, "GPUS": "2"}
+    environment |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "first", "SLURM_NNODES": "2"}
+    command = ["bash", str(copy), "smoke_cpu", "--dry-run"]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "--nnodes 2 --node_rank 0 --master_addr first" in found.stdout, found.stderr
+    assert "Memory, 4 rank(s)" in found.stdout
 
 
 def test_the_script_takes_a_hostfile(tmp_path):

@@ -78,7 +78,7 @@ def test_a_run_with_drawn_rates(shapes, tmp_path):  # noqa: F811
     ("values", "message"),
     [
         ({"keep_rate_schedule": "step"}, "keep_rate_schedule must be one of constant, linear, cosine, got 'step'"),
-        ({"keep_rate_ramp": 0}, "keep_rate_ramp must lie in"),
+        ({"keep_rate_ramp": 0}, "keep_rate_ramp must be a number in"),
         ({"image_keep_rate": "[0.5, 0.1]"}, "the smaller first"),
         ({"image_keep_rate": "[0.5]"}, "one rate or two"),
         ({"image_keep_rate": "[0.1, 0.5]", "keep_rate_schedule": "linear"}, "are drawn"),

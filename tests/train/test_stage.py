@@ -41,6 +41,7 @@ def overrides(shapes, output, **values):
         "logging_steps": 1,
         "use_cpu": "true",
         "disable_tqdm": "true",
+        "calibration_answers": 0,
         **values,
     }
     return [f"{key}={value}" for key, value in values.items()]

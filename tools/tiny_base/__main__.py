@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from dynamic_llava.cli import Parser, text
+from dynamic_llava.config import Command, option
 from dynamic_llava.data.shapes.scene import PATCH_SIZE, PICTURE_SIZE, sample_split_scene
 from dynamic_llava.errors import run_command
 from tools.tiny_base.align import align_projector
@@ -29,16 +29,24 @@ _IMAGE_TOKENS = (PICTURE_SIZE // PATCH_SIZE) ** 2
 _KEPT_TOKENS = int(_IMAGE_TOKENS * 0.2)
 
 
+@dataclass(frozen=True)
+class MakeOptions:
+    """What is made, and where."""
+
+    config: str = option("tools/tiny_base/tiny_base.yaml", "YAML file with the settings")
+    output: str | None = option(None, "where to write the asset, instead of the config's place")
+
+
+COMMAND = Command("tools.tiny_base", __doc__, (MakeOptions,))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and makes the asset; returns the exit status."""
     return run_command(_run, argv)
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m tools.tiny_base", description=__doc__)
-    parser.add_argument("--config", default="tools/tiny_base/tiny_base.yaml", help="YAML file with the settings")
-    parser.add_argument("--output", type=text, help="where to write the asset, instead of the config's place")
-    arguments = parser.parse_args(argv)
+    (arguments,) = COMMAND.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = load_config(arguments.config)
     make_tiny_base(config, arguments.output or config.output, f"--config {arguments.config}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dynamic_llava.config import keys_of, typed
+from dynamic_llava.config.words import Reader
 from dynamic_llava.files import read_yaml_mapping
 
 # The wording that the base of the package was trained with; its chat template writes it. Vicuna v1 says "user".
@@ -93,40 +95,25 @@ def load_config(path: str | Path) -> TinyBaseConfig:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: on a key that does not exist, naming it and those that do, or a value of another type or range.
+        ValueError: on a key that does not exist, with the nearest names, or a value of another type or range.
     """
     return _build(TinyBaseConfig, read_yaml_mapping(path), str(path))
 
 
 def _build(cls: type, values: object, where: str) -> Any:
-    """Makes a settings object of a mapping, naming what does not fit."""
-    known = {f.name: f for f in fields(cls)}
+    """Makes a settings object of a mapping, and those in it of the mappings in it."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected a mapping with keys {', '.join(known)}, got {values!r}")
-    built = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}; known keys: {', '.join(known)}")
-        kind = known[key].type
-        built[key] = _build(_STAGES[kind], value, f"{where}: {key}") if kind in _STAGES else value
-        if kind not in _STAGES and not _fits(key, kind, value):
-            least = "at least 0" if key in _MAY_BE_ZERO else "above 0"
-            wanted = f"a number {least}" if kind in ("int", "float") else f"a value of type {kind}"
-            raise ValueError(f"{where}: {key} is {value!r}; write {wanted}")
-    return cls(**built)
+        raise ValueError(f"{where}: expected a mapping with keys {', '.join(cls.__annotations__)}, got {values!r}")
+    given = Reader(keys_of((cls,)), PROGRAM).of_mapping(values, where)
+    parts = {
+        name: _build(_STAGES[kind], given.values.pop(name), f"{where}: {name}")
+        for name, kind in cls.__annotations__.items()
+        if kind in _STAGES and name in given.values
+    }
+    ranges = {name: "[0, inf)" if name in _MAY_BE_ZERO else "(0, inf)" for name in cls.__annotations__}
+    return replace(typed((cls,), given, ranges)[0], **parts)
 
 
-def _fits(key: str, kind: str, value: object) -> bool:
-    """Whether `value` has the type `kind`; numbers also whether they are finite and not below what makes sense."""
-    if kind in ("bool", "str"):
-        return isinstance(value, _TYPES[kind])
-    # NaN is not below anything.
-    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]) or not abs(value) < _MOST:
-        return False
-    return value > 0 or (value == 0 and key in _MAY_BE_ZERO)
-
-
+PROGRAM = "python -m tools.tiny_base"
 _STAGES = {stage.__name__: stage for stage in (VisionShape, TextShape, TowerStage, AlignStage, DecoderStage)}
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
-_MOST = 2**63
 _MAY_BE_ZERO = ("seed", "extra_relation_questions", "position_questions", "description_share")

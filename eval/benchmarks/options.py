@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...reading import inside
+from dynamic_llava.reading import inside
+
 from .source import IMAGE_SUFFIXES, Row, Source, read_lines, read_list, read_object, read_parquet, read_table, unique
 
 Documents = Iterator[dict[str, Any]]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...reading import read_text
+from dynamic_llava.reading import read_text
+
 from .source import IMAGE_SUFFIXES, Source, read_lines
 
 POPE_CATEGORIES = ("adversarial", "popular", "random")

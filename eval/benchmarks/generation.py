@@ -6,7 +6,6 @@ seed, so that the same files give the same samples on any machine and in any ord
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli import Parser, seed, text
-from ..data.tables import read_json
-from ..errors import run_command
-from ..files import output_folder, write_atomically
-from ..reading import inside
+from dynamic_llava.config import Command, option
+from dynamic_llava.data.tables import read_json
+from dynamic_llava.errors import run_command
+from dynamic_llava.files import output_folder, write_atomically
+from dynamic_llava.reading import inside
 
-COMMAND = "eval/build_generation_benchmarks.py"
+SCRIPT = "eval/build_generation_benchmarks.py"
 MANIFEST = "generation_benchmarks.json"
 
 
@@ -163,29 +162,33 @@ def _write(path: Path, content: Any) -> None:
     write_atomically(path, text.encode(errors="backslashreplace"))
 
 
+@dataclass
+class BuildOptions:
+    """What is built, and of what."""
+
+    image_folder: list[str] = option(help="folders that hold coco/, sam/, ...")
+    output: str = option(help="folder for --data-root")
+    lvis: str | None = option(None, "lvis_instruct4v_220k.json of X2FD/LVIS-Instruct4V")
+    sharegpt4v: str | None = option(None, "sharegpt4v_instruct_gpt4-vision_cap100k.json of ShareGPT4V")
+    seed: int = option(0, "of the choice", "[0, 4294967296)")
+    allow_fewer: bool = option(False, "take what there is where too few samples fit")
+
+
+COMMAND = Command(SCRIPT, __doc__, (BuildOptions,))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status, see `errors.ExitStatus`."""
-    return run_command(_run, arguments)
+    return run_command(run, arguments)
 
 
-def _run(arguments: Sequence[str] | None) -> None:
-    parser = Parser(prog=f"python {COMMAND}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lvis", type=_path, help="lvis_instruct4v_220k.json of X2FD/LVIS-Instruct4V")
-    parser.add_argument("--sharegpt4v", type=_path, help="sharegpt4v_instruct_gpt4-vision_cap100k.json of ShareGPT4V")
-    parser.add_argument(
-        "--image-folder", type=_path, nargs="+", required=True, help="folders that hold coco/, sam/, ..."
-    )
-    parser.add_argument("--output", type=_path, required=True, help="folder for --data-root")
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--allow-fewer", action="store_true", help="take what there is where too few samples fit")
-    args = parser.parse_args(arguments)
-    sources = {name: getattr(args, name) for name in ("lvis", "sharegpt4v") if getattr(args, name)}
+def run(words: Sequence[str] | None = None) -> None:
+    """Build what the command line asks for."""
+    (args,) = COMMAND.parse(words)
+    sources = {name: Path(getattr(args, name)) for name in ("lvis", "sharegpt4v") if getattr(args, name)}
     if not sources:
         raise ValueError("Nothing to build from; pass --lvis, --sharegpt4v or both.")
-    manifest = build(sources, args.image_folder, args.output, args.seed, args.allow_fewer)
+    output = Path(args.output)
+    manifest = build(sources, [Path(name) for name in args.image_folder], output, args.seed, args.allow_fewer)
     for name, entry in manifest["benchmarks"].items():
-        print(f"{name}: {entry['samples']} samples in {args.output / f'{name}.json'}, sha256 {entry['sha256'][:16]}")
-
-
-def _path(name: str) -> Path:
-    return Path(text(name))
+        print(f"{name}: {entry['samples']} samples in {output / f'{name}.json'}, sha256 {entry['sha256'][:16]}")

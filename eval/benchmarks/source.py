@@ -9,9 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ...data.opening import opened
-from ...packages import require_package
-from ...reading import inside, parse_json, read_json, read_text, regular_file
+from dynamic_llava.data.opening import opened
+from dynamic_llava.packages import require_package
+from dynamic_llava.reading import inside, parse_json, read_json, read_text, regular_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # A picture in base64 has a few of them.

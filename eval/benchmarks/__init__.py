@@ -1,0 +1,1 @@
+"""Benchmarks from their official downloads: the scripts of the folder above."""
