@@ -27,7 +27,8 @@ class SparseCache(Cache):
     Args:
         config: `DynamicLlavaConfig`.
         block_size: slots added when the storage of the sparse layers is full.
-        max_length: fixed size of all layers in tokens, for compiled decoding; None grows.
+        max_length: how many tokens it takes, in a storage of fixed size for compiled decoding; None grows. The sparse
+            layers are allocated in the first call, without slots for what it drops.
         offload: keep the layers that are not being computed in host memory (models on a GPU).
     """
 

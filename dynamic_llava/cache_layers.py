@@ -28,7 +28,7 @@ class SparseLayer(CacheLayerMixin):
     @persistent
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        slots = self.table.fixed_size or 0
+        slots = self.table.capacity if self.table.fixed_size else 0
         self.keys = key_states.new_zeros(*key_states.shape[:2], slots, key_states.shape[-1])
         self.values = value_states.new_zeros(*value_states.shape[:2], slots, value_states.shape[-1])
         if slots:
@@ -46,7 +46,7 @@ class SparseLayer(CacheLayerMixin):
             number = key_states.shape[2]
             self.keys[:, :, :number], self.values[:, :, :number] = key_states, value_states
             return key_states, value_states
-        index = self.table.write_index[:, None, :, None].expand_as(key_states)
+        index = self.table.slots_of(key_states)
         if torch.is_grad_enabled() and (key_states.requires_grad or self.keys.requires_grad):
             # A backward pass through this call or an earlier one reads what they saw.
             self.keys, self.values = (

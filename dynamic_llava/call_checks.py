@@ -64,17 +64,16 @@ def count_generated(num_generated: int | None, length: int, cache: SparseCache |
         raise ValueError(
             f"num_generated counts the last tokens of the call, of which there are {length}; got {num_generated!r}."
         )
-    if num_generated and length > 1 and cache is not None:
+    if num_generated and length > 1 and cache is not None and not (started and num_generated == length):
         raise ValueError(
-            f"{num_generated} generated of {length} tokens in one call on a cache: each is judged before the next is "
-            "fed. Feed them one by one, or leave the cache out; num_generated=0 stores them all, as a prompt."
+            f"{num_generated} generated of {length} tokens in one call on a cache, which takes a prompt and the output "
+            "behind it in calls of their own. Feed the prompt first, or leave the cache out; num_generated=0 stores "
+            "all, as a prompt."
         )
     return num_generated
 
 
-def new_columns(
-    mask: Tensor | None, cache: SparseCache | None, shape: torch.Size, single_output: bool
-) -> Tensor | None:
+def new_columns(mask: Tensor | None, cache: SparseCache | None, shape: torch.Size, output_alone: bool) -> Tensor | None:
     """The columns of the attention mask that belong to this call's tokens, `(B, N)`."""
     if mask is None:
         return None
@@ -86,7 +85,7 @@ def new_columns(
             f"attention_mask has shape {tuple(mask.shape)}, but with {length} tokens passed for each of "
             f"{batch_size} rows it must cover all {columns} columns; pass one of shape {(batch_size, columns)}."
         )
-    if single_output:
+    if output_alone:
         return None  # A generated token is never padding; looking would copy from the device in every step.
     check_mask("attention_mask", mask)
     start = int(seen_tokens(cache))
@@ -104,6 +103,16 @@ def check_labels(labels: Tensor | None, output_mask: Tensor | None, cache: Cache
         if labels is None:
             raise ValueError("output_mask tells the output tokens among labels; pass labels too, or num_generated.")
         check_mask("output_mask", output_mask)
+
+
+def check_skip_logits(skip_logits: bool | None, labels: Tensor | None, training: bool) -> bool:
+    """Whether a call gives no logits; `ValueError` where it is to give neither these nor a loss."""
+    if not isinstance(skip_logits, bool | None) or (skip_logits and labels is None):
+        raise ValueError(
+            f"skip_logits={skip_logits!r}: it is True, False or None, and True needs labels, whose loss is left. Leave "
+            "it out."
+        )
+    return training if skip_logits is None else skip_logits
 
 
 def check_mask(name: str, mask: Tensor) -> None:

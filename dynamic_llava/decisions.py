@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .functional import (
     scatter_kept,
 )
 from .options import SparsityOptions
-from .rules import Evidence, keep_of
+from .rules import Evidence, OutputRule, keep_of
 from .sparsity_config import KINDS, SparsityConfig
 from .token_masks import TokenMasks
 
@@ -43,10 +43,17 @@ class KindDecision:
 
 @dataclass
 class Decision:
-    """What a call decided: `kinds` by name, those that had tokens to judge, and the new state of the output rule."""
+    """What a call decided.
+
+    Attributes:
+        kinds: by name, those that had tokens to judge.
+        state: of the output rule behind the call, where it is a new one: `(B, S)`, or `(B, N, S)` behind each token.
+        computed: `(B, N)` bool, the tokens that the sparse layers have computed where others are 0; None where none is.
+    """
 
     kinds: dict[str, KindDecision] = field(default_factory=dict)
     state: Tensor | None = None
+    computed: Tensor | None = None
 
     def keep_masks(self) -> list[Tensor]:
         """The keep masks of all kinds."""
@@ -148,7 +155,7 @@ def decide(
         judged, rule = tokens.of(kind), options.rule(kind)
         if judged is None or (kind == "image" and options.keeps_all_images):
             continue
-        single = kind == "output" and tokens.single_output
+        single = kind == "output" and tokens.output_alone
         index, valid, _ = (None, judged, True) if single else pack_left(judged)
         packed = hidden if index is None else gather_kept(hidden, index)
         driven = kind == "output" and options.drive_output
@@ -164,13 +171,27 @@ def decide(
             keep = keep_of(rule, evidence)
         else:
             before = hidden.new_zeros(len(hidden), rule.state_size, dtype=torch.float32) if state is None else state
-            keep, after = rule.keep(evidence, before)
+            apart = tokens.output_alone and judged.shape[1] > 1
+            keep, after = _keep_each(rule, evidence, before) if apart else rule.keep(evidence, before)
             if kind == "output" and after is not before:
                 decision.state = after
         if index is not None:
             keep = scatter_kept(keep, index, valid, torch.ones_like(tokens.present))
         decision.kinds[kind] = KindDecision(keep, evidence.keep_logits)
     return decision
+
+
+def _keep_each(rule: OutputRule, evidence: Evidence, state: Tensor) -> tuple[Tensor, Tensor]:
+    """As `rule.keep` on tokens that may be forgotten again, one after the other: `state` behind each, `(B, N, S)`."""
+    kept, states, before = [], [], state
+    for number in range(evidence.valid.shape[1]):
+        one = slice(number, number + 1)
+        parts = {name: getattr(evidence, name) for name in ("hidden", "valid", "keep_logits", "features")}
+        parts = {name: None if part is None else part[:, one] for name, part in parts.items()}
+        keep, state = rule.keep(replace(evidence, **parts), state)
+        kept.append(keep)
+        states.append(state)
+    return torch.cat(kept, dim=1), before if state is before else torch.stack(states, dim=1)
 
 
 def split_computed(decision: Decision, tokens: TokenMasks) -> tuple[Tensor | None, Tensor | None]:

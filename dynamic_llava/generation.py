@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -12,18 +10,19 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.utils import ModelOutput
 
+from .assisted import DraftsAfterPrompt, assistant_arguments, check_drafts
 from .cache import SparseCache, require_sparse_cache
 from .call_arguments import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, configured_arguments, given_arguments
 from .generation_record import GenerationRecord, RecordedStops
 from .options import SparsityOptions
-from .padding import move_padding_left
+from .padding import move_padding_left, repeat_by_row
 from .statistics import SparsityStatistics
 
 BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 CACHES = (None, "dynamic", "static", "offloaded")
 OF_STOPPING = ("tokenizer", "assistant_tokenizer")
 # Those that say how it learns or is scored; `generate` counts for itself what was generated.
-NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "num_generated", *TRAINING_ARGUMENTS)
+NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "skip_logits", "num_generated", *TRAINING_ARGUMENTS)
 
 
 class DynamicGenerationMixin:
@@ -114,10 +113,7 @@ class DynamicGenerationMixin:
         max_cache_length: int,
     ) -> None:
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
-            raise ValueError(
-                "Assisted decoding feeds several unverified tokens in one call, Dynamic-LLaVA judges them one by one; "
-                "leave out assistant_model and prompt_lookup_num_tokens."
-            )
+            check_drafts(generation_config, started=getattr(model_kwargs.get("past_key_values"), "started", False))
         self._check_chunks(generation_config, model_kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
@@ -137,7 +133,7 @@ class DynamicGenerationMixin:
             model_kwargs["past_key_values"] = SparseCache(self.config, max_length=length, offload=offload)
         if model_kwargs.get("past_key_values") is not None:
             # The rows of returned beams are no longer in the cache when the search ends.
-            model_kwargs["past_key_values"].table.log_rows(generation_mode in BEAMS)
+            model_kwargs["past_key_values"].table.history.log_rows(generation_mode in BEAMS)
 
     def _check_chunks(self, generation_config, model_kwargs: dict[str, Any]) -> None:
         pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
@@ -154,10 +150,21 @@ class DynamicGenerationMixin:
     ) -> dict[str, Any]:
         # Handed on to every pass, though only the stopping criteria read them.
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_STOPPING}
+        if kwargs.get("past_key_values") is not None and not kwargs["past_key_values"].started:
+            # transformers lets no assistant see the pictures.
+            kwargs["is_first_iteration"] = True
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = next(model_inputs[name] for name in ("inputs_embeds", "input_ids") if model_inputs.get(name) is not None)
-        # Where one token is fed a constant, so that a compiled step is compiled once.
-        model_inputs["num_generated"] = min(num_generated, fed.shape[1])
+        cache = model_inputs.get("past_key_values")
+        # On a cache all that is fed behind the prompt, drafts included. Where one token is fed a constant, so that a
+        # compiled step is compiled once.
+        behind = num_generated if cache is None else num_generated and fed.shape[1]
+        model_inputs["num_generated"] = min(behind, fed.shape[1])
+        growing = isinstance(cache, SparseCache) and cache.max_length is None
+        if num_generated and growing and cache.rows == 1 and model_inputs.get("attention_mask") is None:
+            # `generate` leaves out a mask that hides nothing. One row needs none in the sparse layers either, where its
+            # end is known; `generate` has just read whether it goes on, so that this waits for nothing.
+            cache.table.tighten()
         return model_inputs
 
     def _update_model_kwargs_for_generation(
@@ -167,6 +174,16 @@ class DynamicGenerationMixin:
             outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
         )
         return {**model_kwargs, "num_generated": model_kwargs.get("num_generated", 0) + num_new_tokens}
+
+    def _get_candidate_generator(self, *, input_ids: Tensor, model_kwargs: dict[str, Any], **kwargs):
+        sparse = isinstance(kwargs.get("assistant_model"), DynamicGenerationMixin)
+        given, make = dict(model_kwargs), super()._get_candidate_generator
+
+        def drafts(prompt: Tensor):
+            told = assistant_arguments(given, prompt.shape[1], sparse)
+            return make(input_ids=prompt, model_kwargs=told, **kwargs)
+
+        return DraftsAfterPrompt(drafts)
 
     def _get_logits_processor(self, *args, model_kwargs: dict[str, Any] | None = None, **kwargs):
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
@@ -196,10 +213,10 @@ class DynamicGenerationMixin:
         if expand_size > 1 and input_ids is not None:
             tokens = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
             if pixel_values is not None:
-                model_kwargs["pixel_values"] = _repeat_by_row(pixel_values, tokens, expand_size)
+                model_kwargs["pixel_values"] = repeat_by_row(pixel_values, tokens, expand_size)
             if "image" in encoded:
                 features = encoded["image"].pooler_output
-                encoded["image"].pooler_output = _repeat_by_row(features, tokens, expand_size)
+                encoded["image"].pooler_output = repeat_by_row(features, tokens, expand_size)
                 model_kwargs["mm_encoder_outputs"] = encoded
         return expanded, model_kwargs
 
@@ -229,15 +246,3 @@ class _GuidancePass:
         number = min(self.generated, input_ids.shape[1])
         self.generated += 1
         return self.model(input_ids, num_generated=number, **kwargs, **self.per_call)
-
-
-def _repeat_by_row(pictures: Tensor | Sequence[Tensor], tokens: Sequence[int], times: int) -> Any:
-    """The pictures of a batch, those of each row `times` times in a run; `tokens` are the image tokens of each row."""
-    if not sum(tokens):
-        # `forward` says that nothing asks for these pictures.
-        return pictures
-    ends = [len(pictures) * seen // sum(tokens) for seen in accumulate(tokens)]
-    order = [n for start, end in pairwise([0, *ends]) for _ in range(times) for n in range(start, end)]
-    if isinstance(pictures, Tensor):
-        return pictures[torch.tensor(order, dtype=torch.long, device=pictures.device)]
-    return [pictures[n] for n in order]

@@ -22,14 +22,17 @@ class GenerationRecord(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    def note(self, stopped: Tensor) -> None:
-        """Count one more token for each row that has not `stopped (B,)` bool before this one."""
+    def note(self, stopped: Tensor, length: int) -> None:
+        """Count the new tokens of each row, now of `length` tokens, that has not `stopped (B,)` bool before them."""
+        # The first pass generates one; a pass that checks drafts several.
+        number = 1 if self.generated is None else length - self._length
+        self._length = length
         if self.generated is None or len(self.generated) != len(stopped):
             # Beam search asks about more candidates than it has rows; it tells lengths by its beam indices.
             self.generated = torch.zeros_like(stopped, dtype=torch.long)
             self._running = torch.ones_like(stopped)
-        self.steps += 1
-        self.generated = self.generated + self._running
+        self.steps += number
+        self.generated = self.generated + number * self._running
         self._running = self._running & ~stopped
 
 
@@ -45,5 +48,5 @@ class RecordedStops(StoppingCriteriaList):
         stopped = super().__call__(input_ids, scores, **kwargs)
         for one in self:
             if isinstance(one, GenerationRecord):
-                one.note(stopped)
+                one.note(stopped, input_ids.shape[1])
         return stopped

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.cache_utils import Cache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
 from transformers.utils.generic import is_flash_attention_requested
@@ -120,7 +121,7 @@ def _stock_attention(implementation: str, module, *args, **kwargs):
 def backend_mask(
     visible: Tensor | None, query_length: int, implementation: str, like: Tensor, valid: Tensor | None = None
 ) -> Tensor | None:
-    """A bool mask in the form that `implementation` takes: additive for eager, bool for sdpa, 2D for flash attention.
+    """A bool mask in the form that `implementation` takes: additive for eager, bool for sdpa, 2D for flash.
 
     Args:
         visible: `(B, 1, Q, K)` bool; None means plain causal, or a single query that sees everything.
@@ -130,13 +131,17 @@ def backend_mask(
         valid: `(B, K)` bool where `visible` is no more than causal over these columns, padding on the right.
 
     Returns:
-        The mask. Where flash attention cannot carry it, a 4D mask, with which the sparse layers go through sdpa.
+        The mask, additive for sdpa too where it is of a single query. Where flash attention cannot carry it, a 4D mask,
+        with which the sparse layers go through sdpa.
 
     Raises:
         ValueError: `implementation` takes no 4D mask.
     """
-    if implementation == "sdpa" or (visible is None and query_length == 1):
-        return visible
+    if visible is None and query_length == 1:
+        return None
+    if implementation == "sdpa":
+        # Of a bool mask sdpa makes an additive one in every layer, and one that is not aligned it copies.
+        return visible if query_length > 1 else _additive(visible, like, float("-inf"))
     if is_flash_attention_requested(requested_attention_implementation=implementation):
         if visible is None:
             return None
@@ -145,7 +150,28 @@ def backend_mask(
         raise ValueError(f"attn_implementation={implementation!r} cannot carry a 4D mask; use 'sdpa' or 'eager'.")
     if visible is None:
         visible = torch.ones(1, 1, query_length, query_length, dtype=torch.bool, device=like.device).tril()
-    return like.new_zeros(visible.shape).masked_fill_(~visible, lowest_score(like.dtype))
+    return _additive(visible, like, lowest_score(like.dtype))
+
+
+def _additive(visible: Tensor, like: Tensor, hidden: float) -> Tensor:
+    """`visible (..., K)` bool as what is added to scores, 0 or `hidden` in the dtype of `like`; rows begin aligned."""
+    aligned = like.new_zeros(*visible.shape[:-1], -(-visible.shape[-1] // 16) * 16)
+    return aligned[..., : visible.shape[-1]].masked_fill_(~visible, hidden)
+
+
+def dense_mask(config, hidden: Tensor, present: Tensor | None, cache: Cache | None, positions: Tensor) -> Tensor | None:
+    """The mask of the dense layers, as the stock decoder makes it; `present (B, columns)`, 0 at padding."""
+    mask = create_causal_mask(
+        config=config,
+        inputs_embeds=hidden,
+        attention_mask=present,
+        past_key_values=cache,
+        position_ids=positions,
+        layer_idx=0,
+    )
+    if mask is not None and mask.dtype == torch.float64:
+        mask = mask.clamp(min=lowest_score(mask.dtype))
+    return mask
 
 
 def lowest_score(dtype: torch.dtype) -> float:

@@ -1,18 +1,36 @@
-"""MaskedSoftmax attention with memory linear in the sequence length: blocks of queries, nothing of size N x N.
+"""MaskedSoftmax attention on packed columns, with memory linear in the sequence length.
 
-Forward keeps the log-sum-exp of each row; backward makes each block's weights again, as flash attention does, and adds
-the gradient of the gates (`masked_softmax.gate_weights`) in the same pass.
+What a query i sees (paper, Eq. 7) are the kept columns in front of it, and itself whatever its gate. So the kept
+columns are packed, and with s_ij = q_i . k_j, j < i and kept,
+
+    lse_i = log(exp(s_ii) + sum_j exp(s_ij)),    w_ij = exp(s_ij - lse_i),    o_i = w_ii v_i + sum_j w_ij v_j.
+
+Backward makes the weights again, as flash attention does. With gap_ij = do_i . v_j - do_i . o_i,
+
+    dq_i = sum_j w_ij gap_ij k_j,    dk_j = sum_i w_ij gap_ij q_i,    dv_j = sum_i w_ij do_i,
+
+over the same pairs and the diagonal. The gate of column j gets what the queries behind it would gain by it,
+
+    dm_j = sum_i w_ij gap_ij = v_j . (sum_i w_ij do_i) - sum_i w_ij (do_i . o_i),    i > j,
+
+where of a kept column the first sum is in dv_j already, and of a dropped one w_ij is that of the estimator
+(`masked_softmax.gate_weights`): its scores and one product with do_i are all that it costs. Queries, keys, values and
+gradients carry one number more, (q, -lse), (k, 1), (v, -1), (do, do . o), so that products give s - lse and gap.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .functional import pack_left
 from .masked_softmax import check_estimator
 
-# Queries in a block; the largest matrix is B x H x BLOCK x N in float32.
-BLOCK = 256
+# Queries in a block; the largest matrix is B x H x BLOCK x (kept or dropped columns) in float32.
+BLOCK = 64
 
 
 def blocked_masked_softmax(
@@ -49,105 +67,148 @@ def blocked_masked_softmax(
 class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, keep_mask, present, scaling, estimator, block):
-        groups, kept = query.shape[1] // key.shape[1], present & (keep_mask > 0.5)
-        key32, value32 = key.float(), value.float()
-        output = torch.empty_like(query)
-        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for start, stop in _blocks(query.shape[2], block):
-            scores = _scores(query, key32, start, stop, groups, scaling)
-            scores.masked_fill_(_not_visible(kept, start, stop), float("-inf"))
-            total = scores.logsumexp(dim=-1, keepdim=True)
-            weights = scores.sub_(total).exp_()
-            output[:, :, start:stop] = _by_head(_fold(weights) @ value32[:, :, :stop], groups)
-            lse[:, :, start:stop] = total[..., 0].flatten(1, 2)
-        ctx.save_for_backward(query, key, value, kept, present, output, lse)
+        kept = _Columns(present & (keep_mask > 0.5), block)
+        keys, values, asking = kept.of(key), kept.of(value), _grouped(query, key) * scaling
+        lse = (asking * key.float()[:, :, None]).sum(dim=-1)
+        own, seen = lse.clone(), torch.empty_like(asking)
+        for now, width, unseen in kept.blocks():
+            scores = _hide(_rows(asking, now) @ keys[:, :, :width].transpose(2, 3), unseen)
+            lse[..., now] = torch.logaddexp(_by_query(scores.logsumexp(dim=-1), now), lse[..., now])
+            weights = scores.sub_(_rows(lse, now)[..., None]).exp_()
+            seen[..., now, :] = _by_query(weights @ values[:, :, :width], now)
+        seen.addcmul_((own - lse).exp_()[..., None], value.float()[:, :, None])
+        output = seen.flatten(1, 2).to(query.dtype)
+        ctx.save_for_backward(query, key, value, keep_mask, present, output, lse)
         ctx.scaling, ctx.estimator, ctx.block = scaling, estimator, block
-        ctx.gate_dtype = keep_mask.dtype
         return output
 
     @staticmethod
     def backward(ctx, grad):
-        query, key, value, kept, present, output, lse = ctx.saved_tensors
+        query, key, value, keep_mask, present, output, lse = ctx.saved_tensors
         groups = query.shape[1] // key.shape[1]
-        key32, value32 = key.float(), value.float()
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = torch.zeros_like(key32), torch.zeros_like(value32)
-        gate = torch.zeros(kept.shape, dtype=torch.float32, device=kept.device) if ctx.needs_input_grad[3] else None
-        for start, stop in _blocks(query.shape[2], ctx.block):
-            rows = slice(start, stop)
-            folded = _folded_rows(grad, rows, groups)
-            invisible = _not_visible(kept, start, stop)
-            shifted = _scores(query, key32, start, stop, groups, ctx.scaling)
-            shifted.sub_(_split_rows(lse, rows, groups)[..., None])
-            # dO_i . v_j - dO_i . O_i
-            gap = _unfold(folded @ value32[:, :, :stop].transpose(2, 3), groups)
-            gap.sub_(_split_rows((grad.float() * output.float()).sum(-1), rows, groups)[..., None])
-            weights = shifted.exp()
-            if gate is not None:
-                own = _gate_weights(ctx.estimator, weights, shifted, invisible)
-                own = own.mul(gap).sum(dim=(1, 2))
-                gate[:, :stop] += own.masked_fill_(_not_causal(present, start, stop), 0.0).sum(dim=1)
-            weights.masked_fill_(invisible, 0.0)
-            grad_value[:, :, :stop] += _fold(weights).transpose(2, 3) @ folded
-            slope = _fold(weights.mul_(gap)).mul_(ctx.scaling)
-            grad_query[:, :, rows] = _by_head(slope @ key32[:, :, :stop], groups)
-            grad_key[:, :, :stop] += slope.transpose(2, 3) @ _folded_rows(query, rows, groups)
-        gate = None if gate is None else gate.to(ctx.gate_dtype)
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), gate, None, None, None, None
+        delta = (grad.float() * output.float()).sum(dim=-1, keepdim=True).unflatten(1, (-1, groups))
+        asking = torch.cat([_grouped(query, key) * ctx.scaling, -lse[..., None]], dim=-1)
+        upper = torch.cat([_grouped(grad, key), delta], dim=-1)
+        key, value = F.pad(key.float(), (0, 1), value=1.0), F.pad(value.float(), (0, 1), value=-1.0)
+        kept = present & (keep_mask > 0.5)
+        grads = _through_kept(_Columns(kept, ctx.block), asking, upper, key, value)
+        grad_query, grad_key, summed, gate = grads
+        if ctx.needs_input_grad[3]:
+            gate += _through_dropped(_Columns(present & ~kept, ctx.block), asking, upper, key, value, ctx.estimator)
+        # Itself, whatever the gate.
+        key, value = key[:, :, None], value[:, :, None]
+        weight = (asking * key).sum(dim=-1, keepdim=True).exp_()
+        slope = weight * (upper * value).sum(dim=-1, keepdim=True)
+        grad_query.addcmul_(slope, key).mul_(ctx.scaling)
+        grad_key += (slope * asking).sum(dim=2)
+        summed += (weight * upper).sum(dim=2)
+        return (
+            grad_query[..., :-1].flatten(1, 2).to(query.dtype),
+            grad_key[..., :-1].to(query.dtype),
+            summed[..., :-1].to(query.dtype),
+            gate.to(keep_mask.dtype),
+            *[None] * 4,
+        )
 
 
-def _gate_weights(estimator: str | Tensor, weights: Tensor, shifted: Tensor, invisible: Tensor) -> Tensor:
-    """`masked_softmax.gate_weights` of a block: `weights` are `exp(shifted)`."""
+def _through_kept(columns: _Columns, asking: Tensor, upper: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """What comes through kept columns: gradients of `asking`, keys and values as they are here, and of the gates."""
+    keys, values = columns.of(key), columns.of(value)
+    grad_query, grad_keys, summed = torch.empty_like(asking), torch.zeros_like(keys), torch.zeros_like(values)
+    for now, width, unseen in columns.blocks():
+        rows, above = _rows(asking, now), _rows(upper, now)
+        weights = _hide(rows @ keys[:, :, :width].transpose(2, 3), unseen).exp_()
+        summed[:, :, :width] += weights.transpose(2, 3) @ above
+        slope = weights.mul_(above @ values[:, :, :width].transpose(2, 3))
+        grad_query[..., now, :] = _by_query(slope @ keys[:, :, :width], now)
+        grad_keys[:, :, :width] += slope.transpose(2, 3) @ rows
+    return grad_query, columns.back(grad_keys), columns.back(summed), columns.gates(summed, values)
+
+
+def _through_dropped(
+    columns: _Columns, asking: Tensor, upper: Tensor, key: Tensor, value: Tensor, estimator: str | Tensor
+) -> Tensor:
+    """`(B, N)` gradient of the gates of dropped columns."""
+    keys, values = columns.of(key), columns.of(value)
+    summed = torch.zeros_like(values)
     if isinstance(estimator, Tensor):
-        invisible = invisible & ~estimator[:, None, None, None, : shifted.shape[-1]]
-    elif estimator == "exact":
-        return weights
-    return torch.where(invisible, shifted.sigmoid(), weights)
+        exact = estimator.gather(1, columns.index)[:, None, None]
+    for now, width, unseen in columns.blocks():
+        scores = _hide(_rows(asking, now) @ keys[:, :, :width].transpose(2, 3), unseen)
+        if isinstance(estimator, Tensor):
+            weights = torch.where(exact[..., :width], scores.exp(), scores.sigmoid_())
+        else:
+            weights = scores.exp_() if estimator == "exact" else scores.sigmoid_()
+        summed[:, :, :width] += weights.transpose(2, 3) @ _rows(upper, now)
+    return columns.gates(summed, values)
 
 
-def _blocks(length: int, block: int):
-    return ((start, min(start + block, length)) for start in range(0, length, block))
+class _Columns:
+    """The columns of a mask `(B, N)` bool, packed to the left, and what each block of queries sees of them."""
+
+    def __init__(self, mask: Tensor, block: int) -> None:
+        self.index, self.valid, _ = pack_left(mask)
+        self.length, self.block = mask.shape[1], block
+        counts = mask.cumsum(dim=1)
+        # Where each column of the sequence is packed; the others are behind the last.
+        self.place = torch.where(mask, counts - 1, self.index.shape[1])
+        before = F.pad(counts, (1, 0))
+        firsts = torch.arange(0, self.length, block, device=mask.device)
+        lasts = (firsts + block).clamp(max=self.length) - 1
+        self.seen = torch.stack([before[:, firsts].amin(dim=0), before[:, lasts].amax(dim=0)], dim=1).tolist()
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """`tensor (B, H_kv, N, d)` at these columns, `(B, H_kv, K, d)` float32."""
+        return _take(tensor, self.index).float()
+
+    def back(self, packed: Tensor) -> Tensor:
+        """`packed (B, H_kv, K, d)` where it comes from, `(B, H_kv, N, d)`, 0 elsewhere."""
+        return _take(F.pad(packed, (0, 0, 0, 1)), self.place)
+
+    def gates(self, summed: Tensor, values: Tensor) -> Tensor:
+        """`(B, N)` gradients of the gates by the sums over queries, `(B, H_kv, K, d + 1)` each."""
+        return F.pad((summed * values).sum(dim=(1, 3)), (0, 1)).gather(1, self.place)
+
+    def blocks(self) -> Iterator[tuple[slice, int, tuple[int, Tensor]]]:
+        """The queries of each block, how many columns they may see, and from which on some of them see less.
+
+        The last is a column and `(B, 1, 1, Q, columns from there on)` bool, true at those that are not in front of the
+        query.
+        """
+        for first, (full, width) in zip(range(0, self.length, self.block), self.seen, strict=True):
+            now = slice(first, min(first + self.block, self.length))
+            queries = torch.arange(now.start, now.stop, device=self.index.device)[:, None]
+            last = slice(full, width)
+            unseen = (self.index[:, None, last] >= queries) | ~self.valid[:, None, last]
+            yield now, width, (full, unseen[:, None, None])
 
 
-def _scores(query: Tensor, key: Tensor, start: int, stop: int, groups: int, scaling: float) -> Tensor:
-    """Scores of a block of queries with the keys up to its end, `(B, H_kv, groups, Q, stop)` float32."""
-    rows = _folded_rows(query, slice(start, stop), groups)
-    return _unfold(rows @ key[:, :, :stop].transpose(2, 3), groups).mul_(scaling)
+def _take(tensor: Tensor, index: Tensor) -> Tensor:
+    """`tensor (B, H, N, d)` at `index (B, K)`, `(B, H, K, d)`, row by row, which is faster than `gather`."""
+    batch, heads, length, size = tensor.shape
+    first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1) * length
+    rows = (first + index[:, None]).flatten()
+    return tensor.reshape(-1, size).index_select(0, rows).view(batch, heads, -1, size)
 
 
-def _split_rows(tensor: Tensor, rows: slice, groups: int) -> Tensor:
-    """`(B, H, N)` -> `(B, H_kv, groups, Q)`."""
-    return tensor[:, :, rows].unflatten(1, (-1, groups))
+def _grouped(tensor: Tensor, key: Tensor) -> Tensor:
+    """`(B, H, N, d)` as `(B, H_kv, groups, N, d)` float32."""
+    return tensor.float().contiguous().unflatten(1, (key.shape[1], -1))
 
 
-def _folded_rows(tensor: Tensor, rows: slice, groups: int) -> Tensor:
-    """A block of `(B, H, N, d)` as `(B, H_kv, groups * Q, d)` float32: heads of a group share their keys as rows."""
-    return tensor[:, :, rows].float().unflatten(1, (-1, groups)).flatten(2, 3)
+def _rows(tensor: Tensor, now: slice) -> Tensor:
+    """A block of `(B, H_kv, groups, N, ...)` as `(B, H_kv, groups * Q, ...)`: the heads of a group share their keys."""
+    return tensor[:, :, :, now].flatten(2, 3)
 
 
-def _fold(tensor: Tensor) -> Tensor:
-    """`(B, H_kv, groups, Q, K)` -> `(B, H_kv, groups * Q, K)`."""
-    return tensor.flatten(2, 3)
+def _by_query(rows: Tensor, now: slice) -> Tensor:
+    """The inverse of `_rows`."""
+    return rows.unflatten(2, (-1, now.stop - now.start))
 
 
-def _unfold(tensor: Tensor, groups: int) -> Tensor:
-    """The inverse of `_fold`."""
-    return tensor.unflatten(2, (groups, -1))
-
-
-def _by_head(tensor: Tensor, groups: int) -> Tensor:
-    """`(B, H_kv, groups * Q, d)` -> `(B, H, Q, d)`."""
-    return _unfold(tensor, groups).flatten(1, 2)
-
-
-def _not_visible(kept: Tensor, start: int, stop: int) -> Tensor:
-    """`(B, 1, 1, Q, stop)` bool: columns that a query of the block does not see."""
-    columns = torch.arange(stop, device=kept.device)
-    own = columns[start:, None]
-    return (((columns > own) | ~kept[:, None, :stop]) & (columns != own))[:, None, None]
-
-
-def _not_causal(present: Tensor, start: int, stop: int) -> Tensor:
-    """`(B, Q, stop)` bool: columns whose gate a query of the block does not touch: itself, the future, padding."""
-    columns = torch.arange(stop, device=present.device)
-    return (columns >= columns[start:, None]) | ~present[:, None, :stop]
+def _hide(scores: Tensor, unseen: tuple[int, Tensor]) -> Tensor:
+    """`scores (B, H_kv, groups * Q, columns)`, in place, -inf at columns that are not seen."""
+    first, mask = unseen
+    if mask.shape[-1]:
+        scores.unflatten(2, (-1, mask.shape[-2]))[..., first:].masked_fill_(mask, float("-inf"))
+    return scores

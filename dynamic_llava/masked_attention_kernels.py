@@ -1,4 +1,4 @@
-"""Which form of MaskedSoftmax runs a training step: the Triton kernels, or blocks in plain torch.
+"""Which form of MaskedSoftmax runs a training step: the Triton kernels, or packed columns in plain torch.
 
 On a GPU `auto` takes the Triton kernels once they have given the blocked form's output and gradients on a small problem
 of the same type and head size on that very device; where they cannot run, or differ, the blocked form runs and a

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.cache_utils import Cache
@@ -17,6 +18,7 @@ from .call_checks import (
     check_features,
     check_keywords,
     check_labels,
+    check_skip_logits,
     check_sources,
     check_tensors,
     count_generated,
@@ -30,6 +32,7 @@ from .call_checks import (
 from .compat import slice_logits_to_keep
 from .configuration_dynamic_llava import DynamicLlavaConfig
 from .decisions import weighted_losses
+from .functional import gather_kept, pack_left
 from .generation import DynamicGenerationMixin
 from .loading import DynamicLoadingMixin
 from .modeling_sparse_decoder import sparse_decoder_class
@@ -37,7 +40,7 @@ from .options import SparsityOptions
 from .outputs import DynamicLlavaModelOutput, DynamicLlavaOutput
 from .projector import MultiModalProjector
 from .registration import register_classes
-from .token_masks import IGNORE_INDEX, check_position_ids, find_masks
+from .token_masks import IGNORE_INDEX, check_position_ids, find_masks, shifted_labels
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,20 +112,20 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
             refuse_cache(past_key_values)
             use_cache = False
         num_generated = count_generated(num_generated, shape[1], past_key_values)
-        single_output = bool(num_generated) and past_key_values is not None and past_key_values.started
+        output_alone = bool(num_generated) and past_key_values is not None and past_key_values.started
         features = self._encode(pixel_values, mm_encoder_outputs, tower, inputs_embeds)
         image = None
-        if features is not None or (input_ids is not None and not single_output):
+        if features is not None or (input_ids is not None and not output_alone):
             image = image_positions(self.get_input_embeddings(), self.config, input_ids, inputs_embeds, num_generated)
             check_features(image, 0 if features is None else len(features), self.config)
         inputs_embeds, image = self._merge(inputs_embeds, image, features, labels)
         if use_cache and past_key_values is None:
             past_key_values = SparseCache(self.config)
-        present = new_columns(attention_mask, past_key_values, shape, single_output)
-        if position_ids is not None and not single_output:
+        present = new_columns(attention_mask, past_key_values, shape, output_alone)
+        if position_ids is not None and not output_alone:
             check_position_ids(position_ids, present, *shape)
-        tokens = find_masks(inputs_embeds, present, image, labels, output_mask, num_generated, single_output)
-        if self.config.sparsity.instruct_predictor and not single_output:
+        tokens = find_masks(inputs_embeds, present, image, labels, output_mask, num_generated, output_alone)
+        if self.config.sparsity.instruct_predictor and not output_alone:
             tokens.instruct = instruct_tokens(self.config.sparsity, input_ids, tokens, past_key_values, options)
         kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache, "position_ids": position_ids}
         outputs = self.language_model(inputs_embeds, tokens, options, attention_mask, **kwargs)
@@ -170,6 +173,8 @@ class DynamicLlavaForConditionalGeneration(
         num_generated: how many of this call's last tokens are the model's own output; None: the single token of a call
             on a cache that has started, else none. `generate` says it in each of its passes.
         logits_to_keep: compute the logits of so many last positions, 0 for all; with labels the loss is theirs.
+        skip_logits: with labels, run the head on supervised tokens alone, for the same loss and no `logits`. None does
+            so in training mode, where False gives them.
         output_mask: `(B, N)` bool, with labels: the output tokens, where they are not the last answer alone.
         num_items_in_batch: number of supervised tokens to divide the LM loss by; None counts this batch's.
     """
@@ -199,6 +204,7 @@ class DynamicLlavaForConditionalGeneration(
         num_generated: int | None = None,
         output_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[CallArguments],
     ) -> DynamicLlavaOutput:
         """In training mode with labels, keep masks are drawn and the loss holds the budgets. Otherwise decisions are
@@ -214,6 +220,7 @@ class DynamicLlavaForConditionalGeneration(
                 raise ValueError("With labels logits_to_keep is a number of last positions; leave the tensor out.")
             use_cache = False
         training = self.training and labels is not None
+        skip_logits = check_skip_logits(skip_logits, labels, training)
         options, rest = SparsityOptions.of_call(self.config.sparsity, kwargs, training)
         tower = zip(TOWER_ARGUMENTS, (vision_feature_layer, vision_feature_select_strategy, image_sizes), strict=True)
         rest |= {
@@ -225,21 +232,51 @@ class DynamicLlavaForConditionalGeneration(
         outputs = self.model(input_ids, pixel_values, attention_mask, position_ids, inputs_embeds=inputs_embeds, **rest)
         own, stock = split_arguments(outputs, ("decision", "last_hidden_state"))
         decided = own["decision"].outputs()
-        logits = self.lm_head(slice_logits_to_keep(own["last_hidden_state"], logits_to_keep))
+        hidden = slice_logits_to_keep(own["last_hidden_state"], logits_to_keep)
+        targets = None if labels is None else shifted_labels(labels[:, -logits_to_keep:])
+        if skip_logits:
+            hidden, targets = self._supervised(hidden, targets)
+        logits = self._logits(hidden, None if skip_logits else own["decision"].computed, logits_to_keep)
         loss = lm_loss = None
         if labels is not None:
-            loss = lm_loss = self._lm_loss(logits, labels[:, -logits_to_keep:], num_items_in_batch)
+            loss = lm_loss = self._lm_loss(logits, targets, num_items_in_batch)
             for part in weighted_losses(decided, self.config.sparsity):
                 loss = loss + part
+        logits = None if skip_logits else logits
         return DynamicLlavaOutput(loss=loss, lm_loss=lm_loss, logits=logits, **stock, **decided)
 
-    def _lm_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def _supervised(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of `hidden (B, N, D)` that have a target, as one row `(1, K, D)`, and these `(1, K)`.
+
+        K is at least 1, so that the head runs on every rank also where a batch has no label.
+        """
+        targets = targets.flatten()[None]
+        index, _, _ = pack_left(targets != IGNORE_INDEX)
+        return gather_kept(hidden.flatten(0, 1)[None], index), targets.gather(1, index)
+
+    def _logits(self, hidden: Tensor, computed: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
+        """Logits of `hidden (B, n, D)`, the positions `logits_to_keep` of a call.
+
+        Tokens out of `computed (B, N)` bool are 0, and share the logits of one of them.
+        """
+        if computed is None or hidden.shape[1] == 1 or torch.compiler.is_exporting():
+            return self.lm_head(hidden)
+        computed = slice_logits_to_keep(computed[..., None], logits_to_keep).flatten()
+        index, _, full = pack_left(computed[None])
+        if full and index.shape[1] == len(computed):
+            return self.lm_head(hidden)
+        rows = F.pad(hidden.flatten(0, 1)[index[0]], (0, 0, 0, 1))
+        place = torch.where(computed, computed.cumsum(dim=0) - 1, len(rows) - 1)
+        return self.lm_head(rows)[place].unflatten(0, hidden.shape[:2])
+
+    def _lm_loss(self, logits: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         if num_items_in_batch is None:
             # Counted here, so that a batch without an answer gives 0 and not 0 / 0.
-            num_items_in_batch = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
+            num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
         return self.loss_function(
             logits=logits,
-            labels=labels,
+            labels=None,
+            shift_labels=targets,
             vocab_size=self.config.text_config.vocab_size,
             num_items_in_batch=num_items_in_batch,
         )

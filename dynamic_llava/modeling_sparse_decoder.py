@@ -9,14 +9,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache import SparseCache, seen_tokens
 from .decisions import Decision, chosen_from, decide, draw, gate_estimator, split_computed
 from .functional import gather_kept, pack_left, scale_gradient, scatter_kept
-from .masked_attention import backend_mask, causal_visible, gated_implementation, lowest_score, training_mask
+from .masked_attention import backend_mask, causal_visible, dense_mask, gated_implementation, training_mask
 from .masked_attention_kernels import choose_kernel
 from .masked_softmax import visible_columns
 from .model_kinds import DECODERS
@@ -25,6 +24,9 @@ from .outputs import SparseDecoderOutput
 from .predictors import ImagePredictor, OutputPredictor, PredictorLinear
 from .sparsity_config import SparsityConfig
 from .token_masks import TokenMasks, count_positions
+
+# Position ids `(B or 1, N)` of a call's tokens, and their rotary embeddings.
+Positions = tuple[Tensor | None, tuple[Tensor, Tensor]]
 
 
 class SparseDecoderMixin:
@@ -89,55 +91,50 @@ class SparseDecoderMixin:
         seen = seen_tokens(past_key_values)
         if position_ids is None:
             position_ids = count_positions(inputs_embeds, attention_mask, seen)
-        causal_mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
+        causal_mask = dense_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         kwargs["past_key_values"], kwargs["use_cache"] = past_key_values, use_cache
         dense = self.layers[: self.sparsity.sparse_layer]
-        hidden = self._run(dense, inputs_embeds, causal_mask, position_ids, position_ids=position_ids, **kwargs)
+        rotary = self.rotary_emb(inputs_embeds, position_ids=position_ids)
+        hidden = self._run(dense, inputs_embeds, causal_mask, rotary, position_ids=position_ids, **kwargs)
         self.sparse_config._attn_implementation = gated_implementation(self.config._attn_implementation)
         if options.training:
             decision = draw(self, hidden, tokens, options)
             gates = decision.gates(torch.ones(hidden.shape[:2], device=hidden.device))
             run = self._pruned if self.sparsity.sparse_training == "pruned" else self._gated
             kwargs["gate_estimator"] = gate_estimator(self.sparsity, tokens)
-            hidden = run(hidden, gates, tokens, position_ids, decision=decision, **kwargs)
+            hidden = run(hidden, gates, tokens, (position_ids, rotary), decision=decision, **kwargs)
         else:
-            masks = (causal_mask, attention_mask)
-            hidden, decision = self._infer(inputs_embeds, hidden, tokens, options, position_ids, masks, seen, **kwargs)
+            masks, positions = (causal_mask, attention_mask), (position_ids, rotary)
+            hidden, decision = self._infer(inputs_embeds, hidden, tokens, options, positions, masks, seen, **kwargs)
         return SparseDecoderOutput(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values, decision=decision
         )
 
-    def _causal_mask(
-        self, inputs_embeds: Tensor, attention_mask: Tensor | None, cache: SparseCache | None, position_ids: Tensor
-    ) -> Tensor | None:
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
-            layer_idx=0,
-        )
-        if mask is not None and mask.dtype == torch.float64:
-            mask = mask.clamp(min=lowest_score(mask.dtype))
-        return mask
-
-    def _run(self, layers, hidden: Tensor, mask: Tensor | None, positions: Tensor, **kwargs) -> Tensor:
-        """The layers see positions as rotary embeddings only: flash attention takes gaps in `position_ids` for the
-        borders of packed sequences, and kept tokens have gaps."""
-        position_embeddings = self.rotary_emb(hidden, position_ids=positions)
+    def _run(self, layers, hidden: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor], **kwargs) -> Tensor:
+        """The sparse layers see positions as rotary embeddings only: flash attention takes gaps in `position_ids` for
+        the borders of packed sequences, and kept tokens have gaps."""
         for layer in layers:
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=position_embeddings, **kwargs)
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **kwargs)
         return hidden
 
+    def _packed_rotary(self, hidden: Tensor, position_ids: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary embeddings of the tokens at `index (B, K)` of a call."""
+        positions = position_ids.expand(len(index), -1).gather(1, index)
+        return self.rotary_emb(hidden, position_ids=positions)
+
     def _run_sparse(
-        self, hidden: Tensor, visible: Tensor | None, position_ids: Tensor, valid: Tensor | None = None, **kwargs
+        self,
+        hidden: Tensor,
+        visible: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        valid: Tensor | None = None,
+        **kwargs,
     ) -> Tensor:
         mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden, valid)
-        return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, position_ids, **kwargs)
+        return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, rotary, **kwargs)
 
     def _gated(
-        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks | Tensor, position_ids: Tensor, decision=None, **kwargs
+        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks | Tensor, positions: Positions, decision=None, **kwargs
     ) -> Tensor:
         """The sparse layers in training: every token is computed, dropped ones are seen by themselves alone.
 
@@ -148,10 +145,10 @@ class SparseDecoderMixin:
         sparse = self.layers[self.sparsity.sparse_layer :]
         if self.config._attn_implementation != "eager":
             kwargs["masked_kernel"] = choose_kernel(self.sparsity.masked_kernel, hidden, sparse[0].self_attn.head_dim)
-        return self._run(sparse, hidden, mask, position_ids, keep_mask=gates, **kwargs)
+        return self._run(sparse, hidden, mask, positions[1], keep_mask=gates, **kwargs)
 
     def _pruned(
-        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks, position_ids: Tensor, decision: Decision, **kwargs
+        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks, positions: Positions, decision: Decision, **kwargs
     ) -> Tensor:
         """The sparse layers in training on the tokens that stay; dropped output tokens stay, with a next token to say.
 
@@ -171,8 +168,9 @@ class SparseDecoderMixin:
             probes = tokens.present & ~computed & (torch.rand(computed.shape, device=computed.device) < rate)
             gates = torch.where(probes, scale_gradient(gates, 1 / rate), gates)
             computed |= probes
+        decision.computed = computed
         index, valid, _ = pack_left(computed)
-        positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
+        positions = (None, self._packed_rotary(hidden, positions[0], index))
         if isinstance(kwargs["gate_estimator"], Tensor):
             kwargs["gate_estimator"] = kwargs["gate_estimator"].gather(1, index)
         packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
@@ -184,7 +182,7 @@ class SparseDecoderMixin:
         hidden: Tensor,
         tokens: TokenMasks,
         options: SparsityOptions,
-        position_ids: Tensor,
+        positions: Positions,
         masks: tuple[Tensor | None, Tensor | None],
         seen: int | Tensor,
         **kwargs,
@@ -196,10 +194,10 @@ class SparseDecoderMixin:
             cache.table.begin(options.output_rule.state_size)
             state = cache.table.state
         decision = decide(self, hidden, embedded, tokens, options, state)
-        if tokens.single_output:
-            hidden = self._step(hidden, decision, position_ids, masks[1], seen, **kwargs)
+        if tokens.output_alone:
+            hidden = self._step(hidden, decision, positions[1], masks[1], seen, **kwargs)
         else:
-            hidden = self._kept(hidden, decision, tokens, position_ids, masks, seen, **kwargs)
+            hidden = self._kept(hidden, decision, tokens, positions, masks, seen, **kwargs)
         if cache is not None:
             cache.table.record(decision, tokens, seen)
         return hidden, decision
@@ -208,19 +206,22 @@ class SparseDecoderMixin:
         self,
         hidden: Tensor,
         decision: Decision,
-        position_ids: Tensor,
+        rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         seen: int | Tensor,
         **kwargs,
     ) -> Tensor:
-        """One generated token per row on the cache: it sees the slots and itself, and stays only where it is kept."""
-        table = kwargs["past_key_values"].table
-        one = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        columns = torch.zeros_like(one, dtype=torch.long) + seen
-        visible = table.plan(one, columns, padded=False, present=attention_mask)
-        hidden = self._run_sparse(hidden, visible, position_ids, **kwargs)
+        """Generated tokens on the cache: each sees what is stored, those in front of it that are kept, and itself."""
+        table, number = kwargs["past_key_values"].table, hidden.shape[1]
         keep = decision.keep_mask("output")
-        table.commit((one if keep is None else keep)[:, 0].long(), most=1)
+        if number == 1:
+            visible = table.plan_one(seen, attention_mask)
+        else:
+            keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if keep is None else keep
+            columns = torch.arange(number, device=hidden.device) + seen
+            visible = table.plan_drafts(keep, columns[None], attention_mask)
+        hidden = self._run_sparse(hidden, visible, rotary, **kwargs)
+        table.commit(1 if keep is None else keep.sum(dim=1) if number > 1 else keep[:, 0], most=number)
         return hidden
 
     def _kept(
@@ -228,7 +229,7 @@ class SparseDecoderMixin:
         hidden: Tensor,
         decision: Decision,
         tokens: TokenMasks,
-        position_ids: Tensor,
+        positions: Positions,
         masks: tuple[Tensor | None, Tensor | None],
         seen: int | Tensor,
         **kwargs,
@@ -238,34 +239,36 @@ class SparseDecoderMixin:
         computed, dropped = split_computed(decision, tokens)
         started = cache is not None and cache.started
         if computed is None and not started:
-            return self._all_kept(hidden, tokens, position_ids, masks[0], **kwargs)
-        index, valid, full = pack_left(tokens.present if computed is None else computed)
+            return self._all_kept(hidden, tokens, positions[1], masks[0], **kwargs)
+        decision.computed = tokens.present if computed is None else computed
+        index, valid, full = pack_left(decision.computed)
         packed = gather_kept(hidden, index)
-        positions = position_ids.expand(hidden.shape[:2]).gather(1, index)
+        rotary = self._packed_rotary(hidden, positions[0], index)
         # In scoring dropped tokens that are supervised stay as queries that no other token sees.
         hiding = dropped is not None and tokens.supervised is not None
         hiding = hiding and (torch.compiler.is_exporting() or bool(dropped.any()))
         visible, causal_over = None, None if started or hiding else valid
         if cache is not None:
             present = masks[1] if started else None
-            visible = cache.table.plan(valid, index + seen, padded=False, present=present)
+            left = hidden.shape[1] - index.shape[1]
+            visible = cache.table.plan(valid, index + seen, padded=False, present=present, dropped=left)
             if full and not started:
                 visible = None
         elif hiding:
             visible = visible_columns(~dropped.gather(1, index), causal_visible(valid))
         elif not full:
             visible = causal_visible(valid) | torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
-        output = self._run_sparse(packed, visible, positions, valid=causal_over, **kwargs)
+        output = self._run_sparse(packed, visible, rotary, valid=causal_over, **kwargs)
         if cache is not None:
             # On a cache the last token of a row is the only dropped one that was computed; it is not stored.
             unstored = 0 if dropped is None else dropped.sum(dim=-1)
             cache.table.commit(valid.sum(dim=-1) - unstored, most=index.shape[1])
             if computed is not None and cache.max_length is None:
-                cache.table.note_drops(seen, chosen_from(decision, tokens))
+                cache.table.history.note_drops(seen, chosen_from(decision, tokens))
         return scatter_kept(output, index, valid, torch.zeros_like(hidden))
 
     def _all_kept(
-        self, hidden: Tensor, tokens: TokenMasks, position_ids: Tensor, causal_mask: Tensor | None, **kwargs
+        self, hidden: Tensor, tokens: TokenMasks, rotary: tuple[Tensor, Tensor], causal_mask: Tensor | None, **kwargs
     ) -> Tensor:
         """Nothing to drop in the first call: exactly the stock decoder, padding included."""
         cache: SparseCache | None = kwargs["past_key_values"]
@@ -276,9 +279,9 @@ class SparseDecoderMixin:
         if causal_mask is not None:
             # A cache of fixed size has columns that are not written yet.
             causal_mask = causal_mask[..., :number]
-        hidden = self._run(self.layers[self.sparsity.sparse_layer :], hidden, causal_mask, position_ids, **kwargs)
+        hidden = self._run(self.layers[self.sparsity.sparse_layer :], hidden, causal_mask, rotary, **kwargs)
         if cache is not None:
-            cache.table.commit_all(number)
+            cache.table.commit(number, most=number)
         return hidden
 
 

@@ -39,7 +39,8 @@ class DynamicLlavaOutput(LlavaCausalLMOutputWithPast):
         image_keep_logits, output_keep_logits, instruct_keep_logits: `(B, tokens of that kind, 2)`, rows packed to the
             left, index 0 means keep; None where no predictor was asked.
 
-    `logits` are those of a zero hidden state at image tokens that were dropped.
+    `logits` are those of a zero hidden state at tokens that were dropped and not computed; None in training mode with
+    labels, and wherever `skip_logits` asks for the loss alone.
     """
 
     lm_loss: Tensor | None = None

@@ -1,7 +1,9 @@
-"""Right-padded prompts of `generate`, moved to the right in each of their spellings."""
+"""Prompts of `generate`: right-padded ones moved to the right in each of their spellings, pictures row by row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -48,3 +50,15 @@ def move_padding_left(kwargs: dict[str, Any]) -> None:
             offset = mask.shape[1] - tensor.shape[1]
             if offset in (0, start):
                 kwargs[name] = gather_kept(tensor.expand(len(mask), *tensor.shape[1:]), order[:, offset:] - offset)
+
+
+def repeat_by_row(pictures: Tensor | Sequence[Tensor], tokens: Sequence[int], times: int) -> Any:
+    """The pictures of a batch, those of each row `times` times in a run; `tokens` are the image tokens of each row."""
+    if not sum(tokens):
+        # `forward` says that nothing asks for these pictures.
+        return pictures
+    ends = [len(pictures) * seen // sum(tokens) for seen in accumulate(tokens)]
+    order = [n for start, end in pairwise([0, *ends]) for _ in range(times) for n in range(start, end)]
+    if isinstance(pictures, Tensor):
+        return pictures[torch.tensor(order, dtype=torch.long, device=pictures.device)]
+    return [pictures[n] for n in order]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .diversity import diverse_scores
@@ -131,7 +132,8 @@ class Learned:
     def keep(self, evidence: Evidence, state: Tensor) -> tuple[Tensor, Tensor]:
         logits = evidence.keep_logits
         if not evidence.driven or evidence.rate == 1:
-            return (logits[..., 0] > logits[..., 1]) | evidence.driven, state
+            keep = logits[..., 0] > logits[..., 1]
+            return torch.ones_like(keep) if evidence.driven else keep, state
         if evidence.offset is None:
             return steered_keep_mask(logits, evidence.valid, evidence.rate, state)
         # In float32: 16 bits would round the offset away.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .cache import SparseCache
 from .generation_record import GenerationRecord
-from .kept_table import BITS
+from .kept_history import BITS
 
 
 @dataclass
@@ -89,7 +89,7 @@ def _of_beams(cache: SparseCache, kinds: Tensor, stored: Tensor, prompt: int, be
     first = beams[:, 0]
     rows = beams[:, 1:].clamp(min=0)
     columns = torch.arange(rows.shape[1], device=rows.device) + prompt
-    judged = cache.table.row_log[rows, columns]
+    judged = cache.table.history.row_log[rows, columns]
     width = kinds.shape[1] - prompt - judged.shape[1]
     judged = torch.nn.functional.pad(judged, (0, width))
     kinds = torch.cat([kinds[first, :prompt], judged], dim=1)

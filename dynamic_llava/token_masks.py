@@ -16,7 +16,7 @@ class TokenMasks:
 
     `present` is false at padding; `image`, `output` and `instruct` are None where the call has none. `supervised`,
     where there are labels, is true at tokens whose next token has one: their logits count, so that these are computed
-    also where they are dropped. `single_output` tells that the call is one generated token per row on a cache.
+    also where they are dropped. `output_alone` tells that the call is generated tokens alone, on a cache.
     """
 
     present: Tensor
@@ -25,7 +25,7 @@ class TokenMasks:
     output: Tensor | None = None
     instruct: Tensor | None = None
     supervised: Tensor | None = None
-    single_output: bool = False
+    output_alone: bool = False
 
     def of(self, kind: str) -> Tensor | None:
         """The tokens of one of `KINDS`."""
@@ -96,9 +96,14 @@ def generated_token_mask(shape: tuple[int, int], num_generated: int, device: tor
     return (torch.arange(shape[1], device=device) >= shape[1] - num_generated).expand(shape)
 
 
+def shifted_labels(labels: Tensor) -> Tensor:
+    """`(B, N)` long, what each token is to say: the label of the next one, -100 at the last."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
 def supervised_token_mask(labels: Tensor) -> Tensor:
     """`(B, N)` bool, true at tokens whose next token is not ignored by `labels (B, N)`."""
-    return torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
+    return shifted_labels(labels) != IGNORE_INDEX
 
 
 def check_position_ids(position_ids: Tensor, attention_mask: Tensor | None, batch_size: int, length: int) -> None:
@@ -143,7 +148,7 @@ def find_masks(
     labels: Tensor | None = None,
     output_mask: Tensor | None = None,
     num_generated: int = 0,
-    single_output: bool = False,
+    output_alone: bool = False,
 ) -> TokenMasks:
     """The masks of a call.
 
@@ -154,7 +159,7 @@ def find_masks(
         labels: `(B, N)` long; the output tokens are then the answers that they end in.
         output_mask: `(B, N)` bool, the output tokens where they are not the last answers alone.
         num_generated: how many of the last columns were generated.
-        single_output: the call is one generated token per row on a cache.
+        output_alone: the call is generated tokens alone, on a cache.
     """
     shape, device = (inputs_embeds.shape[0], inputs_embeds.shape[1]), inputs_embeds.device
     present = torch.ones(shape, dtype=torch.bool, device=device)
@@ -162,8 +167,8 @@ def find_masks(
     if attention_mask is not None:
         present = attention_mask.bool()
         has_padding = torch.compiler.is_exporting() or not bool(present.all())
-    tokens = TokenMasks(present, has_padding, image, single_output=single_output)
-    if single_output:
+    tokens = TokenMasks(present, has_padding, image, output_alone=output_alone)
+    if output_alone:
         tokens.output = present
     elif labels is not None:
         tokens.output = answer_token_mask(labels, present) if output_mask is None else output_mask.bool() & present

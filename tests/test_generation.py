@@ -331,10 +331,10 @@ def test_streaming(model):
     assert text.split() == [str(int(i)) for i in expected]
 
 
-def test_assisted_decoding_and_other_caches_are_refused(model):
+def test_drafts_of_its_own_layers_and_other_caches_are_refused(model):
     ids = torch.tensor([[1, 5, 6, 7]])
-    with pytest.raises(ValueError, match="Assisted decoding"):
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), prompt_lookup_num_tokens=2, **GREEDY)
+    with pytest.raises(ValueError, match="assistant_early_exit=2 drafts with layers of this model"):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), assistant_early_exit=2, **GREEDY)
     with pytest.raises(ValueError, match="cache_implementation='quantized'"):
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), cache_implementation="quantized", **GREEDY)
     with pytest.raises(ValueError, match=r"output_keep_rate .* got 0"):

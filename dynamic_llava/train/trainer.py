@@ -138,7 +138,7 @@ class StageTrainer(SavingTrainer):
         """
         ids = inputs.pop("ids", None)
         if not model.training:
-            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch, skip_logits=True)
             return (outputs.lm_loss, outputs) if return_outputs else outputs.lm_loss
         self._last_tau = self.current_tau()
         outputs = model(
