@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,13 +68,7 @@ def evaluate(args: EvalOptions) -> None:
     device = args.device or default_device(world_size)
     if device is not None:
         checked_device(device)
-    settings = SparsitySettings(
-        args.image_keep_rate,
-        args.output_sparsity,
-        args.image_selector,
-        args.output_selector,
-        args.output_keep_rate,
-    )
+    settings = SparsitySettings(**{field.name: getattr(args, field.name) for field in fields(SparsitySettings)})
     options = EvaluationOptions(
         tasks, args.batch_size, args.limit, args.seed, args.tasks_dir, args.data_root, args.llava_prompts
     )

@@ -23,6 +23,8 @@ class EvalOptions:
     image_selector: str = option("predictor", "predictor, or another rule such as random")
     output_keep_rate: float | None = option(None, "drive the kept fraction of output tokens to this value", "(0, 1]")
     output_selector: str = option("predictor", "predictor, or another rule such as random")
+    image_selection: str | None = option(None, "how the predictor chooses", choices=("topk", "diverse", "threshold"))
+    output_rate_control: str | None = option(None, "how an output rate is met", choices=("offset", "steered"))
     batch_size: int = option(16, "prompts of a call", "[1, inf)")
     limit: int | None = option(None, "first documents of each task only", "[1, inf)")
     image_aspect_ratio: str | None = option(
