@@ -22,7 +22,7 @@ class DraftsAfterPrompt(CandidateGenerator):
         self.begun = False
         self.drafts: CandidateGenerator | None = None
 
-    def get_candidates(self, input_ids: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         """`input_ids` with drafts behind them, none in the first pass, and the logits of these where there are any."""
         if not self.begun:
             self.begun = True
@@ -30,7 +30,7 @@ class DraftsAfterPrompt(CandidateGenerator):
         self.drafts = self.drafts or self.make(input_ids)
         return self.drafts.get_candidates(input_ids, *args, **kwargs)
 
-    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+    def update_candidate_strategy(self, input_ids: Any, scores: Any, num_matches: int) -> None:
         """As the generator's own."""
         if self.drafts is not None:
             self.drafts.update_candidate_strategy(input_ids, scores, num_matches)

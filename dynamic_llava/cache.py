@@ -7,10 +7,11 @@ kept: the next token then overwrites a dropped one. Nothing is concatenated, the
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from .cache_layers import FixedLayer, SparseLayer
 from .kept_table import KeptTable
@@ -32,6 +33,8 @@ class SparseCache(Cache):
         offload: keep the layers that are not being computed in host memory (models on a GPU).
     """
 
+    layers: list[Any]
+
     def __init__(self, config, block_size: int = 64, max_length: int | None = None, offload: bool = False) -> None:
         for name, value in (("block_size", block_size), ("max_length", max_length)):
             whole = isinstance(value, Integral) and not isinstance(value, bool) and 0 < value < 2**63
@@ -47,7 +50,7 @@ class SparseCache(Cache):
         self.sparse_layer = config.sparsity.sparse_layer
         self.max_length = max_length
         self.table = KeptTable(block_size, fixed_size=max_length)
-        layers: list[CacheLayerMixin] = [
+        layers: list[Any] = [
             DynamicLayer() if max_length is None else FixedLayer(max_length) for _ in range(self.sparse_layer)
         ]
         layers += [SparseLayer(self.table) for _ in range(num_layers - self.sparse_layer)]
@@ -122,7 +125,7 @@ class SparseCache(Cache):
                 layer.keys = layer.values = None
                 layer.is_initialized = False
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
         self.table.map_rows(lambda tensor: tensor[beam_idx])
 
@@ -158,14 +161,15 @@ class SparseCache(Cache):
                 layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
 
-def require_sparse_cache(cache: Cache) -> None:
-    """Raise `ValueError` unless `cache` is a `SparseCache`."""
+def require_sparse_cache(cache: Cache) -> SparseCache:
+    """`cache`; `ValueError` unless it is a `SparseCache`."""
     if not isinstance(cache, SparseCache):
         raise ValueError(
             f"past_key_values is a {type(cache).__name__}, which would store dropped tokens; "
             "pass dynamic_llava.SparseCache(model.config), or nothing. Prefix tuning, which brings one, is not "
             "supported; LoRA and prompt tuning are."
         )
+    return cache
 
 
 def seen_tokens(cache: SparseCache | None) -> int | Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
@@ -17,7 +19,7 @@ class SparseLayer(CacheLayerMixin):
     is_croppable = True
 
     @property
-    def is_compileable(self) -> bool:
+    def is_compileable(self) -> bool:  # type: ignore[override]
         """Whether the storage has a fixed size."""
         return self.table.fixed_size is not None
 
@@ -80,7 +82,7 @@ class SparseLayer(CacheLayerMixin):
             )
 
     @persistent
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         if self.is_initialized:
             # An offloaded layer is in host memory.
             beam_idx = beam_idx.to(self.keys.device)
@@ -96,5 +98,5 @@ class FixedLayer(StaticLayer):
         super().lazy_initialization(key_states, value_states)
 
     @persistent
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)

@@ -210,5 +210,5 @@ def check_cache(cache: Cache | None, config: DynamicLlavaConfig, batch_size: int
     """`ValueError` when `cache` is not a `SparseCache` for this model and call."""
     if cache is None:
         return
-    require_sparse_cache(cache)
-    cache.check_call(config, batch_size, length)
+    sparse = require_sparse_cache(cache)
+    sparse.check_call(config, batch_size, length)

@@ -66,10 +66,10 @@ def add_code(folder: Path, model: type[PreTrainedModel]) -> None:
 @contextmanager
 def without_code(config: PretrainedConfig, model: PreTrainedModel | None = None) -> Iterator[None]:
     """The configuration, and the model, that are saved inside carry no code and name none."""
-    config._auto_class = None
+    config._auto_class = None  # type: ignore[misc]
     if model is not None:
         # transformers asks the class, which others may be saving meanwhile.
-        model.is_remote_code = lambda: False
+        model.is_remote_code = lambda: False  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+# What stands behind a mixin of this package, of which a type checker can know nothing.
+Stock: Any = object
+
 try:
     from transformers.modeling_utils import slice_logits_to_keep
 except ImportError:  # before 5.21

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def predictor_of(model: nn.Module, kind: str) -> nn.Module:
     return getattr(model, f"{kind}_predictor")
 
 
-def draw(model: nn.Module, hidden: Tensor, tokens: TokenMasks, options: SparsityOptions) -> Decision:
+def draw(model: Any, hidden: Tensor, tokens: TokenMasks, options: SparsityOptions) -> Decision:
     """Training: hard Gumbel masks over the tokens of each kind, and their budget losses; short rows are kept whole.
 
     All predictors run in every call, also on a batch without images or answers, so that all ranks of a distributed run
@@ -134,7 +135,7 @@ def gate_estimator(sparsity: SparsityConfig, tokens: TokenMasks) -> str | Tensor
 
 
 def decide(
-    model: nn.Module,
+    model: Any,
     hidden: Tensor,
     embedded: Tensor,
     tokens: TokenMasks,

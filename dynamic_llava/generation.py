@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from .assisted import DraftsAfterPrompt, assistant_arguments, check_drafts
 from .cache import SparseCache, require_sparse_cache
 from .call_arguments import GENERATE_ARGUMENTS, TRAINING_ARGUMENTS, configured_arguments, given_arguments
+from .compat import Stock
 from .generation_record import GenerationRecord, RecordedStops
 from .options import SparsityOptions
 from .padding import move_padding_left, repeat_by_row
@@ -25,7 +26,7 @@ OF_STOPPING = ("tokenizer", "assistant_tokenizer")
 NOT_GENERATING = ("labels", "output_mask", "num_items_in_batch", "skip_logits", "num_generated", *TRAINING_ARGUMENTS)
 
 
-class DynamicGenerationMixin:
+class DynamicGenerationMixin(Stock):
     """Changes from `GenerationMixin`:
     - the cache is a `SparseCache`; every pass is told how many of its tokens were generated;
     - right-padded prompts are moved to the right first, so that every row goes on from its last token;

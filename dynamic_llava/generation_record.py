@@ -18,6 +18,7 @@ class GenerationRecord(StoppingCriteria):
     def __init__(self) -> None:
         self.steps = 0
         self.generated: Tensor | None = None
+        self._length = 0
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

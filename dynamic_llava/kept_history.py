@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .decisions import Decision
-from .storage import widen
+from .storage import NOTHING, widen
 from .token_masks import TokenMasks
 
 # What a table holds of a token: image and output tokens judged, and whether they were kept.
@@ -43,21 +44,21 @@ class KeptHistory:
         self.block_size = block_size
         self.drops: list[tuple[int, Tensor]] = []
         self.growths: list[tuple[int, int, int]] = []
-        self.logs_rows, self.row_log = False, None
+        self.logs_rows, self.row_log = False, NOTHING
 
-    def note_drops(self, start: int, chosen_from: Tensor) -> None:
+    def note_drops(self, start: Any, chosen_from: Tensor) -> None:
         """Remember that a call from column `start` on dropped tokens, by a choice among `chosen_from (B, n)` bool."""
         behind = torch.arange(1, chosen_from.shape[1] + 1, device=chosen_from.device) + start
         self.drops.append((start, torch.where(chosen_from, behind, 0).amax(dim=-1)))
 
-    def note_capacity(self, start: int, behind: int, capacity: int) -> None:
+    def note_capacity(self, start: Any, behind: Any, capacity: int) -> None:
         """Remember the capacity behind a call on the columns from `start` on, where it is a larger one."""
         if capacity > (self.growths[-1][-1] if self.growths else 0):
             self.growths.append((start, behind, capacity))
 
     def log_rows(self, wanted: bool) -> None:
         """Begin or end a `row_log`."""
-        self.logs_rows, self.row_log = wanted, None
+        self.logs_rows, self.row_log = wanted, NOTHING
 
     def note_rows(self, kinds: Tensor, seen: int | Tensor) -> None:
         """Note `kinds (B, n)` of a call from column `seen` on, in rows that no beam search has reordered yet."""

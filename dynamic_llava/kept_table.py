@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .decisions import Decision
 from .kept_history import KeptHistory, noted_kinds
-from .storage import mark_static, persistent, widen
+from .storage import NOTHING, mark_static, persistent, widen
 from .token_masks import TokenMasks
 
 
@@ -45,8 +45,8 @@ class KeptTable:
         """Forget everything, as freshly made."""
         self.capacity = self.length_bound = self.read_length = 0
         self.started, self.exact, self.state_size = False, False, 0
-        self.cursor: Tensor | None = None
-        self.valid = self.column = self.write_index = self._slots = self.kinds = self.state = self.state_log = None
+        self.cursor = self.valid = self.column = self.write_index = NOTHING
+        self._slots = self.kinds = self.state = self.state_log = NOTHING
         self.has_padding = False
         self.history = KeptHistory(self.block_size)
         self.fed: int | None = 0

@@ -11,6 +11,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from .call_arguments import GENERATE_ARGUMENTS, given_arguments
+from .compat import Stock
 from .generation_file import read_generation_config, unset_idle
 from .model_card import write_model_card
 from .reading import regular_file
@@ -44,7 +45,7 @@ def refuse_adapter(folder: Path, name: str | Path) -> None:
         )
 
 
-class DynamicLoadingMixin:
+class DynamicLoadingMixin(Stock):
     """Changes from `PreTrainedModel.from_pretrained`: only predictors may be missing, and that is said once."""
 
     @classmethod

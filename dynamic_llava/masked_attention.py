@@ -8,9 +8,11 @@ that of `training_mask`, and `keep_mask (B, N)` carries the gates.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
@@ -25,7 +27,7 @@ MASKED_PREFIX = "masked_softmax_"
 
 
 def masked_softmax_eager(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -49,7 +51,7 @@ def masked_softmax_eager(
 
 
 def masked_softmax_fused(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -161,7 +163,7 @@ def _additive(visible: Tensor, like: Tensor, hidden: float) -> Tensor:
 
 def dense_mask(config, hidden: Tensor, present: Tensor | None, cache: Cache | None, positions: Tensor) -> Tensor | None:
     """The mask of the dense layers, as the stock decoder makes it; `present (B, columns)`, 0 at padding."""
-    mask = create_causal_mask(
+    mask: Any = create_causal_mask(
         config=config,
         inputs_embeds=hidden,
         attention_mask=present,

@@ -59,7 +59,7 @@ class DynamicLlavaPreTrainedModel(LlavaPreTrainedModel):
     _supports_flex_attn = False
 
 
-class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaModel):
+class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaModel):  # type: ignore[misc]
     """Tower, projector and sparse decoder.
 
     Changes from `LlavaModel`:
@@ -68,7 +68,7 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
     """
 
     # Checkpoints hold the head too.
-    _keys_to_ignore_on_load_unexpected = (r"(^|\.)lm_head\.",)
+    _keys_to_ignore_on_load_unexpected = (r"(^|\.)lm_head\.",)  # type: ignore[assignment]
 
     def __init__(self, config: DynamicLlavaConfig) -> None:
         # Not LlavaModel's own __init__: it would build a stock decoder first, 26 GB of it for a 7B in fp32.
@@ -85,7 +85,7 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: SparseCache | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         use_cache: bool | None = None,
@@ -157,7 +157,7 @@ class DynamicLlavaModel(DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaM
         return embeds, torch.zeros_like(embeds[..., 0], dtype=torch.bool)
 
 
-class DynamicLlavaForConditionalGeneration(
+class DynamicLlavaForConditionalGeneration(  # type: ignore[misc]
     DynamicGenerationMixin, DynamicLoadingMixin, DynamicLlavaPreTrainedModel, LlavaForConditionalGeneration
 ):
     """LLaVA-1.5 that drops image and output tokens from its sparse layers (arXiv 2412.00876).

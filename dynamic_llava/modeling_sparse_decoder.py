@@ -13,6 +13,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache import SparseCache, seen_tokens
+from .compat import Stock
 from .decisions import Decision, chosen_from, decide, draw, gate_estimator, split_computed
 from .functional import gather_kept, pack_left, scale_gradient, scatter_kept
 from .masked_attention import backend_mask, causal_visible, dense_mask, gated_implementation, training_mask
@@ -29,11 +30,10 @@ from .token_masks import TokenMasks, count_positions
 Positions = tuple[Tensor | None, tuple[Tensor, Tensor]]
 
 
-class SparseDecoderMixin:
+class SparseDecoderMixin(Stock):
     """A stock decoder whose layers from `sparse_layer` on see kept tokens only.
 
-    Stands in front of a stock decoder with `layers`, `norm` and `rotary_emb`, whose layers take `position_embeddings`.
-
+    Stands in front of a stock decoder with `layers`, `norm`, `rotary_emb`; its layers take `position_embeddings`.
     Changes from the stock decoder:
         - a predictor for each kind of tokens between layer `sparse_layer - 1` and `sparse_layer`;
         - in training the sparse layers attend by MaskedSoftmax, in inference they run on the kept tokens;

@@ -77,8 +77,7 @@ class ImageRule(Protocol):
 
     needs: frozenset[str]
 
-    def score(self, evidence: Evidence) -> Tensor:
-        """`(B, N)` float, higher = keep; `choose` may stand in its place: `(B, N)` bool."""
+    # And `score(evidence) -> (B, N)` float, higher = keep, or `choose(evidence) -> (B, N)` bool.
 
 
 @runtime_checkable
@@ -212,7 +211,7 @@ def _imported(what: str, selector: str) -> Any:
         raise ValueError(f"{what}={selector!r} cannot be imported ({error}); write my_module:MyRule.") from error
 
 
-def keep_of(rule: ImageRule, evidence: Evidence) -> Tensor:
+def keep_of(rule: Any, evidence: Evidence) -> Tensor:
     """`(B, N)` bool: the image tokens that stay by `rule`."""
     if hasattr(rule, "choose"):
         return rule.choose(evidence) & evidence.valid

@@ -160,7 +160,8 @@ class SparsityConfig:
 
     def _whole(self, name: str, lowest: int) -> int:
         value = getattr(self, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or not lowest <= value <= MOST_SIZE:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or not lowest <= int(value) <= MOST_SIZE:
             raise ValueError(
                 f"{name} must be a whole number, at least {lowest} and at most {MOST_SIZE}, got {value!r}."
             )

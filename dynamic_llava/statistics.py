@@ -77,7 +77,8 @@ class SparsityStatistics:
     def _from(cls, cache: SparseCache, kinds: Tensor, stored: Tensor) -> SparsityStatistics:
         counts = [((kinds & bit) > 0).sum(dim=1) for bit in BITS.values()]
         columns = [row.nonzero().flatten().tolist() for row in stored]
-        return cls(*counts, kv_bytes=cache.memory_bytes(), kept_columns=columns)
+        image, image_kept, output, output_kept = counts
+        return cls(image, image_kept, output, output_kept, kv_bytes=cache.memory_bytes(), kept_columns=columns)
 
 
 def _of_beams(cache: SparseCache, kinds: Tensor, stored: Tensor, prompt: int, beams: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
+
+# What a tensor of a table is before its first call.
+NOTHING: Tensor = None
 
 
 def persistent(method: Callable) -> Callable:
@@ -21,7 +25,7 @@ def persistent(method: Callable) -> Callable:
     return outside_of_inference_mode
 
 
-def widen(tensor: Tensor, columns: int, block_size: int) -> Tensor:
+def widen(tensor: Tensor, columns: Any, block_size: int) -> Tensor:
     """`tensor (B, T, ...)` with at least `columns` columns, new ones 0, grown by whole blocks."""
     if columns <= tensor.shape[1]:
         return tensor

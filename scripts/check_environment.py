@@ -21,6 +21,7 @@ MINIMUM = {
     "openai": (1, 98),
     "pytest": (8,),
     "ruff": (0, 12),
+    "mypy": (2,),
     "dynamic-llava": (0, 1),
 }
 

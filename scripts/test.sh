@@ -14,4 +14,5 @@ fi
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$PYTHON" -m ruff check -q .
 "$PYTHON" -m ruff format -q --check .
+"$PYTHON" -m mypy --no-error-summary
 exec "$PYTHON" -m pytest -q "$@"

@@ -264,7 +264,7 @@ def test_a_suite_is_read_again(tmp_path):
     assert (old.output_sparsity, old.tasks) == (False, ["gqa", "pope"])
 
 
-HELPS = [["--help"], ["--version"], *([name, "--help"] for name in commands.COMMANDS if name != "serve")]
+HELPS = [["--help"], ["--version"], *([name, "--help"] for name in commands.COMMANDS)]
 HELPS += [[*words.split(), "-h"] for words in ("data check", "data shapes", "efficiency flops", "efficiency measure")]
 HELPS += [[*words.split(), "--help"] for words in ("checkpoints convert", "eval compare", "train --config shapes")]
 

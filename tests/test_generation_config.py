@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from dynamic_llava import DynamicLlavaForConditionalGeneration
-from dynamic_llava.options import GENERATE_ARGUMENTS
+from dynamic_llava.call_arguments import GENERATE_ARGUMENTS
 
 from .tiny import IMAGE_TOKEN, IMAGE_TOKENS, batch_of, image_run, pictures, tiny_model, words
 

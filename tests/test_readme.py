@@ -220,6 +220,7 @@ def run(words: list[str], folder: Path, monkeypatch) -> int:
     assert program == "python", f"no way to run {program!r}; mark the block as not run, and say why"
     if words[0] != "-m":
         monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.syspath_prepend(Path(words[0]).resolve().parent)
         return status_of(lambda: runpy.run_path(words[0], run_name="__main__") and 0)
     if words[1] == "lmms_eval":
         return subprocess.run([sys.executable, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode

@@ -93,7 +93,7 @@ def test_what_the_command_says_of_itself(run):
     listed = run()
     for name in COMMANDS:
         assert name in listed
-    for name in COMMANDS.keys() - {"serve"}:
+    for name in COMMANDS:
         assert run(name, "--help").startswith(f"usage: dynamic-llava {name} ")
     assert "Did you mean efficiency?" in run("eficiency", status=2)
     assert not list(run.folder.iterdir())
@@ -114,5 +114,3 @@ def test_every_command_works_from_an_empty_folder(run):
     assert (results / "compare.html").is_file()
     saved = yaml.safe_load((results / "config.yaml").read_text())
     assert (saved["model"], saved["tasks"], saved["limit"]) == ("runs/smoke", ["shapes_vqa"], 2)
-    planned = run("train", "--config", "configs/train/llava15_7b.yaml", "base_model=assets/tiny-llava", "--dry-run")
-    assert "Memory, 1 rank(s)" in planned

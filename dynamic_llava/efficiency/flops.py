@@ -202,11 +202,9 @@ def _after_images(config: Any, text: int, images: int, rate: float | None) -> tu
     if rate is None or not images:
         return text + images, text + images, 0
     kept = kept_image_tokens(images, rate)
-    compared = _linear(
-        images, config.text_config.hidden_size, images * (_sparsity(config).image_selection == "diverse")
-    )
+    cosines = 2 * images**2 * config.text_config.hidden_size * (_sparsity(config).image_selection == "diverse")
     # All kept is known beforehand, so that the model does not ask its predictor.
-    predictors = 0 if rate == 1 else predictor_flops(config, image_tokens=images) + compared
+    predictors = 0 if rate == 1 else predictor_flops(config, image_tokens=images) + cosines
     return text + images, text + kept, predictors
 
 

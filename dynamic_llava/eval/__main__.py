@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ..config.fields import Key
 from ..errors import run_command
 from ..files import output_folder
 from ..packages import require_package
-from ..screen import console
+from ..screen import console, hush_libraries
 from .keys import EvalOptions
 from .names import judge_key, resolve_names
 
@@ -52,6 +53,7 @@ def evaluate(args: EvalOptions) -> None:
     tasks, notices = resolve_names(args.tasks, judge_key() is not None)
     require_package("lmms_eval", "Evaluation")
     rank, world_size = (_count(name, least) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+    hush_libraries(logging.WARNING if rank == 0 else logging.ERROR)
     for notice in notices if rank == 0 else ():
         print(notice, file=sys.stderr)
     # Imported here: `--help` and wrong arguments answer at once instead of after torch and lmms-eval.

@@ -36,7 +36,8 @@ class DynamicLlava(lmms):
 
     Args:
         pretrained: folder, hub name, or a `LoadedModel` that the caller keeps.
-        image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate: see `SparsitySettings`.
+        image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate, image_selection,
+        output_rate_control: see `SparsitySettings`.
         batch_size: prompts per `generate` call.
         max_batch_size: taken because lmms-eval passes it; the batch size is not searched.
         device, dtype, image_aspect_ratio: see `load_model`.
@@ -60,6 +61,8 @@ class DynamicLlava(lmms):
         store: ResponseStore | None = None,
         seed: int = 0,
         image_aspect_ratio: str | None = None,
+        image_selection: str | None = None,
+        output_rate_control: str | None = None,
     ) -> None:
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -71,7 +74,13 @@ class DynamicLlava(lmms):
             device = device or str(self.accelerator.device)
         self.batch_size = _parse_batch_size(batch_size)
         self.settings = SparsitySettings(
-            image_keep_rate, output_sparsity, image_selector, output_selector, output_keep_rate
+            image_keep_rate,
+            output_sparsity,
+            image_selector,
+            output_selector,
+            output_keep_rate,
+            image_selection,
+            output_rate_control,
         )
         given = isinstance(pretrained, LoadedModel)
         self.loaded = pretrained if given else load_model(pretrained, dtype, device, image_aspect_ratio)

@@ -334,7 +334,7 @@ def test_push_to_hub(tmp_path, monkeypatch):
     model = tiny_model()
     model.push_to_hub("me/tiny")
     assert_same(DynamicLlavaForConditionalGeneration.from_pretrained(tmp_path / "me" / "tiny"), model)
-    assert "library_name: transformers" in (tmp_path / "me" / "tiny" / "README.md").read_text()
+    assert 'library_name: "transformers"' in (tmp_path / "me" / "tiny" / "README.md").read_text()
 
 
 def _missing():

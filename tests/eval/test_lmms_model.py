@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_batch_size_does_not_change_answers(name, shapes_folder, request):
     assert single == answers(loaded, shapes_folder, 4, SparsitySettings(), *tasks)
     assert len(single["shapes_vqa"]) == 8
     assert len(set(single["shapes_describe"])) > 1
+
+
+def test_every_setting_is_an_argument_of_lmms_evals_model(run):
+    settings = SparsitySettings(
+        0.5, True, output_keep_rate=0.4, image_selection="diverse", output_rate_control="steered"
+    )
+    assert DynamicLlava(run, **asdict(settings)).settings == settings
 
 
 def test_settings_reach_the_model(run, shapes_folder):

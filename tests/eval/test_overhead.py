@@ -29,8 +29,8 @@ def test_our_side_does_the_whole_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--documents", "0"], "--documents must be a whole number of at least 1, got '0'"),
-        (["--batch-size", "-2"], "--batch-size must be a whole number of at least 1, got '-2'"),
+        (["--documents", "0"], "--documents must be a whole number of at least 1, got 0"),
+        (["--batch-size", "-2"], "--batch-size must be a whole number of at least 1, got -2"),
         (["--documents", "1", "--processor", "nowhere"], "nowhere"),
     ],
 )

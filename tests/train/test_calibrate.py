@@ -109,6 +109,7 @@ def test_a_finished_run_that_is_started_again_is_calibrated_too(shapes, tmp_path
 def test_the_command_finds_what_the_stage_finds_and_nothing_the_second_time(shapes, run, tmp_path, capsys):  # noqa: F811
     folder = copy_of(run, tmp_path / "run")
     words = [
+        "calibrate",
         str(folder),
         str(shapes / "train.json"),
         "--image-folder",
