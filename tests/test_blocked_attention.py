@@ -90,7 +90,7 @@ def test_unknown_estimator():
         blocked_masked_softmax(*tensors, keep, present, 1.0, "free")
 
 
-@pytest.mark.parametrize("estimator", ["bounded", "exact"])
+@pytest.mark.parametrize("estimator", ["bounded", "exact", "by column"])
 @pytest.mark.parametrize("kept", ["all", "none", "the last", "one row's"])
 @pytest.mark.parametrize("block", [16, 64])
 def test_rows_of_any_number_of_kept_columns(estimator, kept, block):
@@ -100,6 +100,8 @@ def test_rows_of_any_number_of_kept_columns(estimator, kept, block):
         keep[:, :45] = 0
     elif kept == "one row's":
         keep[0] = 0
+    if estimator == "by column":
+        estimator = torch.rand(keep.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     expected = reference(tensors, keep, present, grad, 0.25, estimator)
     leaves = [x.float().requires_grad_() for x in (*tensors, keep)]
     output = blocked_masked_softmax(*leaves, present, 0.25, estimator, block=block)

@@ -260,8 +260,8 @@ def test_num_generated_by_hand(model):
         found = model(whole, pixel_values=one["pixel_values"], num_generated=6, use_cache=False).logits[0, -1]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
         cache = model(**one, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="3 generated of 3 tokens in one call on a cache"):
-            model(torch.tensor([[5, 6, 7]]), past_key_values=cache, num_generated=3)
+        with pytest.raises(ValueError, match="2 generated of 3 tokens in one call on a cache"):
+            model(torch.tensor([[5, 6, 7]]), past_key_values=cache, num_generated=2)
         for wrong in (-1, 4, 1.5, True):
             with pytest.raises(ValueError, match="num_generated counts"):
                 model(torch.tensor([[5, 6, 7]]), num_generated=wrong)
