@@ -148,7 +148,7 @@ def test_a_switch_is_true_or_false(key, value):
         ({"image_keep_rate": 0}, r"image_keep_rate .* \(0, 1\], got 0"),
         ({"output_keep_rate": 1.01}, r"output_keep_rate .* got 1.01"),
         ({"image_keep_rate": True}, "got True"),
-        ({"image_selection": "best"}, "topk, threshold, got 'best'"),
+        ({"image_selection": "best"}, "topk, threshold, diverse, got 'best'"),
         ({"gate_estimator": "soft"}, "gate_estimator must be one of bounded, exact, got 'soft'"),
         ({"predictor_dim": 60}, "multiple of 8"),
         ({"sparse_layer": 0}, "sparse_layer must be a whole number, at least 1"),

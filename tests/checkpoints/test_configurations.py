@@ -143,7 +143,7 @@ NEXT = "LLaVA-NeXT"
         ({"model_type": "qwen2_vl"}, "Qwen2-VL"),
         ({"model_type": "blip"}, "BLIP"),
         ({"model_type": "llama"}, "plain Llama, text-only"),
-        ({"model_type": "llava", "text_config": {"model_type": "mistral"}, "vision_config": {}}, "LLaVA on 'mistral'"),
+        ({"model_type": "llava", "text_config": {"model_type": "gemma"}, "vision_config": {}}, "LLaVA on 'gemma'"),
         ({"model_type": "something_new"}, "'something_new'"),
         ({"model_type": ["llava"]}, "llava"),
         ({}, "no model_type"),

@@ -25,7 +25,7 @@ from dynamic_llava.eval.local.documents import image_dataset
 from dynamic_llava.eval.multi_round import Conversation, hold_conversations
 from dynamic_llava.eval.perplexity import score_answers
 from dynamic_llava.eval.runner import EvaluationOptions, evaluate_tasks
-from dynamic_llava.train.config import resolve
+from dynamic_llava.train.config import read_values, resolve
 from dynamic_llava.train.processor import stage_processor
 from dynamic_llava.visualize.drawing import WordView
 from dynamic_llava.visualize.views import seen_picture, view_patches
@@ -51,7 +51,8 @@ def root(tmp_path_factory) -> Path:
 
 
 def training_processor(**values):
-    return stage_processor(resolve({"base_model": str(ASSETS), "train_file": ["a.json"], **values}, "a test"))
+    words = [f"{key}={value}" for key, value in {"base_model": ASSETS, "train_file": "a.json", **values}.items()]
+    return stage_processor(resolve(read_values(words)))
 
 
 @pytest.fixture(scope="module")
