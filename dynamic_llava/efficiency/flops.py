@@ -20,25 +20,15 @@ from ..sparsity_config import check_keep_rate
 
 
 def paper_flops(hidden: int, layers: int, tokens: int, kept: int, sparse_layer: int, batch: int = 1) -> int:
-    """The paper's formula with `tokens` in the first `sparse_layer` of `layers` layers and `kept` in the others."""
+    """The paper's formula with `tokens` in the first `sparse_layer` of `layers` layers and `kept` in the others.
+
+    Its image tokens: 10.1 -> 2.5 T for a 7B, 19.6 -> 4.7 T for a 13B (Table 1).
+    """
 
     def layer(number: int) -> int:
         return batch * (32 * number * hidden**2 + 4 * number**2 * hidden)
 
     return sparse_layer * layer(tokens) + (layers - sparse_layer) * layer(kept)
-
-
-def paper_prefill_flops(
-    hidden: int,
-    layers: int,
-    image_tokens: int = 576,
-    sparse_layer: int = 2,
-    image_keep_rate: float | None = None,
-    batch: int = 1,
-) -> int:
-    """Prefill of the image tokens by the paper's formula: 10.1 -> 2.5 T for 7B, 19.6 -> 4.7 T for 13B (Table 1)."""
-    kept = image_tokens if image_keep_rate is None else kept_image_tokens(image_tokens, image_keep_rate)
-    return paper_flops(hidden, layers, image_tokens, kept, sparse_layer, batch)
 
 
 def kept_image_tokens(image_tokens: int, image_keep_rate: float) -> int:

@@ -7,7 +7,7 @@ short one. The forward with labels drops tokens as cached decoding does (`Dynami
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -72,10 +72,6 @@ class AnswerScores:
             "output_tokens": self.mean("output_tokens"),
             "output_tokens_kept": self.mean("output_tokens_kept"),
         }
-
-    def to_dicts(self) -> list[dict[str, float]]:
-        """One plain dict per sample."""
-        return [asdict(sample) for sample in self.samples]
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:

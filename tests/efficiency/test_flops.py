@@ -64,9 +64,9 @@ def ours(config) -> DynamicLlavaForConditionalGeneration:
 
 def test_paper_figures():
     trillions = [
-        flops.paper_prefill_flops(hidden, layers, image_keep_rate=rate) / 1e12
+        flops.paper_flops(hidden, layers, 576, flops.kept_image_tokens(576, rate), sparse_layer=2) / 1e12
         for hidden, layers in ((4096, 32), (5120, 40))
-        for rate in (None, 0.2)
+        for rate in (1.0, 0.2)
     ]
     assert [round(value, 1) for value in trillions] == [10.1, 2.5, 19.6, 4.7]
 
