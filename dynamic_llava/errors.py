@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import select
@@ -38,6 +39,8 @@ class ExitStatus(IntEnum):
 SHOW_TRACEBACK = "DYNAMIC_LLAVA_TRACEBACK"
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# Loggers that speak while a library is imported, of what concerns only who has asked for it.
+IMPORT_LOGGERS = ("bitsandbytes.backends.cpu.ops",)
 INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -55,6 +58,8 @@ def run_command(command: Callable[..., int | None], *arguments) -> int:
     `ValueError`, `OSError`, `ImportError` and `NotImplementedError` are what a user can cause: one line on stderr.
     SIGINT, SIGTERM and SIGHUP end the command with 128 + their number, unless it handles them itself.
     """
+    for name in IMPORT_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with _signals_as_exceptions():
         try:
             if hasattr(sys.stdout, "reconfigure"):
