@@ -12,6 +12,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -206,9 +207,15 @@ def _imported(what: str, selector: str) -> Any:
     module, _, name = selector.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-        return found() if isinstance(found, type) else found
+        return _made(found) if isinstance(found, type) else found
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{what}={selector!r} cannot be imported ({error}); write my_module:MyRule.") from error
+
+
+@cache
+def _made(kind: type) -> Any:
+    """The rule of a class, made once: options are resolved at every step, and rules hold no state."""
+    return kind()
 
 
 def keep_of(rule: Any, evidence: Evidence) -> Tensor:
