@@ -27,7 +27,7 @@ from .sparsity_config import SparsityConfig
 from .token_masks import TokenMasks, count_positions
 
 # Position ids `(B or 1, N)` of a call's tokens, and their rotary embeddings.
-Positions = tuple[Tensor | None, tuple[Tensor, Tensor]]
+Positions = tuple[Tensor, tuple[Tensor, Tensor]]
 
 
 class SparseDecoderMixin(Stock):
@@ -100,9 +100,11 @@ class SparseDecoderMixin(Stock):
         if options.training:
             decision = draw(self, hidden, tokens, options)
             gates = decision.gates(torch.ones(hidden.shape[:2], device=hidden.device))
-            run = self._pruned if self.sparsity.sparse_training == "pruned" else self._gated
             kwargs["gate_estimator"] = gate_estimator(self.sparsity, tokens)
-            hidden = run(hidden, gates, tokens, (position_ids, rotary), decision=decision, **kwargs)
+            if self.sparsity.sparse_training == "pruned":
+                hidden = self._pruned(hidden, gates, decision, tokens, position_ids, **kwargs)
+            else:
+                hidden = self._gated(hidden, gates, tokens.present, rotary, **kwargs)
         else:
             masks, positions = (causal_mask, attention_mask), (position_ids, rotary)
             hidden, decision = self._infer(inputs_embeds, hidden, tokens, options, positions, masks, seen, **kwargs)
@@ -133,22 +135,16 @@ class SparseDecoderMixin(Stock):
         mask = backend_mask(visible, hidden.shape[1], self.config._attn_implementation, hidden, valid)
         return self._run(self.layers[self.sparsity.sparse_layer :], hidden, mask, rotary, **kwargs)
 
-    def _gated(
-        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks | Tensor, positions: Positions, decision=None, **kwargs
-    ) -> Tensor:
-        """The sparse layers in training: every token is computed, dropped ones are seen by themselves alone.
-
-        `tokens` are those of the call, or `(B, N)` bool, which of them are present.
-        """
-        present = tokens.present if isinstance(tokens, TokenMasks) else tokens
+    def _gated(self, hidden: Tensor, gates: Tensor, present: Tensor, rotary: tuple[Tensor, Tensor], **kwargs) -> Tensor:
+        """The sparse layers in training: every token is computed, dropped ones are seen by themselves alone."""
         mask = training_mask(present, self.config._attn_implementation)
         sparse = self.layers[self.sparsity.sparse_layer :]
         if self.config._attn_implementation != "eager":
             kwargs["masked_kernel"] = choose_kernel(self.sparsity.masked_kernel, hidden, sparse[0].self_attn.head_dim)
-        return self._run(sparse, hidden, mask, positions[1], keep_mask=gates, **kwargs)
+        return self._run(sparse, hidden, mask, rotary, keep_mask=gates, **kwargs)
 
     def _pruned(
-        self, hidden: Tensor, gates: Tensor, tokens: TokenMasks, positions: Positions, decision: Decision, **kwargs
+        self, hidden: Tensor, gates: Tensor, decision: Decision, tokens: TokenMasks, position_ids: Tensor, **kwargs
     ) -> Tensor:
         """The sparse layers in training on the tokens that stay; dropped output tokens stay, with a next token to say.
 
@@ -170,10 +166,10 @@ class SparseDecoderMixin(Stock):
             computed |= probes
         decision.computed = computed
         index, valid, _ = pack_left(computed)
-        positions = (None, self._packed_rotary(hidden, positions[0], index))
+        rotary = self._packed_rotary(hidden, position_ids, index)
         if isinstance(kwargs["gate_estimator"], Tensor):
             kwargs["gate_estimator"] = kwargs["gate_estimator"].gather(1, index)
-        packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, positions, **kwargs)
+        packed = self._gated(gather_kept(hidden, index), gather_kept(gates, index), valid, rotary, **kwargs)
         return scatter_kept(packed, index, valid, torch.zeros_like(hidden))
 
     def _infer(

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 COMPARE = "compare"
 
-
 COMMAND = Command("eval", __doc__, (EvalOptions,), presets="eval")
 
 
